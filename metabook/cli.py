@@ -1,0 +1,250 @@
+"""The command line: train, evaluate, data."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from metabook import data as datasets
+from metabook import results
+from metabook.data.store import DataError
+from metabook.episodes import EpisodeSampler, LabelledData, TaskSource
+from metabook.learners import MAML, Learner, NearestNeighbour
+from metabook.recipes import Recipe, recipe
+from metabook.storage import StorageError, load, read_tensors, save
+from metabook.training import choose_device, evaluate, fit, seed_everything
+
+app = typer.Typer(
+    help="Train and evaluate meta-learners: the command line of the book's package.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="The data sets: what there is, and fetching it ahead of time.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+PILOT_STEPS = 10
+Ways = Annotated[int | None, typer.Option(help="Classes a task. [default: the learner's recipe]")]
+Shots = Annotated[int | None, typer.Option(help="Support examples a class. [default: the learner's recipe]")]
+Background = Annotated[
+    str | None, typer.Option(help="Omniglot's training alphabets: background, small1, small2 or small1+small2.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+@contextmanager
+def one_line_errors(out: Path | None = None) -> Iterator[None]:
+    """Say what a user can mend in one line on standard error and exit with 2.
+
+    Folders that the command made and could not fill are taken away again.
+    """
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()] if out else []
+    try:
+        yield
+    except (ValueError, StorageError, DataError, FloatingPointError) as error:
+        for folder in missing:
+            with suppress(OSError):  # it was not made, or is not empty
+                folder.rmdir()
+        typer.echo(f"metabook: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+def task_source(
+    name: str,
+    split: str,
+    *,
+    background: str | None,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    device: torch.device,
+    within_group: float = 0.0,
+    distort: bool = False,
+    rotate: bool = False,
+) -> TaskSource:
+    """The tasks of a data set, for training or for evaluation."""
+    options = {} if background is None else {"background": background}
+    if name == "sinusoids":
+        return datasets.load(name, split, shots=shots, queries=queries, seed=seed, device=device, **options)
+    pool: LabelledData = datasets.load(name, split, **options)
+    return EpisodeSampler(
+        datasets.rotations(pool) if rotate else pool,
+        ways,
+        shots,
+        queries,
+        seed=seed,
+        within_group=within_group,
+        transform=datasets.distort if distort else None,
+        device=device,
+    )
+
+
+@app.command()
+def train(
+    learner: Annotated[str, typer.Argument(help="ProtoNet, MAML, PretrainedNearestMean or FineTune.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the trained learner and the record.")],
+    data: Annotated[str, typer.Option(help="Data set: see `metabook data list`.")] = "glyphs",
+    split: Annotated[str, typer.Option(help="Classes to train on; parts are joined by +.")] = "train+validation",
+    background: Background = None,
+    ways: Ways = None,
+    shots: Shots = None,
+    queries: Annotated[int | None, typer.Option(help="Query examples a class. [default: the learner's recipe]")] = None,
+    tasks: Annotated[int | None, typer.Option(help="Tasks a step. [default: the learner's recipe]")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Meta-training steps. [default: 1000]")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Instead: about so many minutes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Outer learning rate. [default: the learner's recipe]")] = None,
+    first_order: Annotated[bool, typer.Option("--first-order", help="MAML without second derivatives.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="No distortions, rotations or same-alphabet tasks.")] = False,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Meta-train a learner. The same command again resumes a run that was interrupted.
+
+    \b
+    Examples:
+      metabook train ProtoNet --data glyphs --minutes 2 --out runs/protonet
+      metabook train MAML --data sinusoids --iterations 5000 --out runs/sinusoids
+      metabook train MAML --data glyphs --ways 5 --shots 1 --first-order --minutes 5 --out runs/fomaml
+      METABOOK_DATA=~/data metabook train ProtoNet --data omniglot --background small1+small2 --minutes 4 --out runs/o
+
+    --minutes is turned into a number of steps by timing the first ones, so that the run can be resumed exactly.
+    """  # noqa: D301 (click keeps the lines after a backspace)
+    with one_line_errors(out):
+        if iterations is not None and minutes is not None:
+            raise ValueError("give --iterations or --minutes, not both")
+        chosen, place = recipe(learner, data), choose_device(device)
+        settings = dict(
+            data=data,
+            split=split,
+            background=background,
+            seed=seed,
+            ways=ways or chosen.ways,
+            shots=shots or chosen.shots,
+            queries=queries or chosen.queries,
+            within_group=0.0 if plain else chosen.within_group,
+            distort=chosen.distort and not plain,
+            rotate=chosen.rotate and not plain,
+        )
+        source = task_source(data, **{k: v for k, v in settings.items() if k != "data"}, device=place)
+        seed_everything(seed)
+        built = _build(chosen, settings["ways"], source, first_order).to(place)
+        arguments = {**chosen.fit, "tasks": tasks or chosen.tasks, **({} if lr is None else {"lr": lr}), "seed": seed}
+        checkpoint = out / "checkpoint.safetensors"
+        steps = _steps(minutes, iterations, checkpoint, built, source, arguments)
+        origin = {**settings, "minutes": minutes}
+        history = fit(built, source, steps=steps, **arguments, checkpoint=checkpoint, origin=origin)
+        save(built, out / "learner.safetensors")
+        record = dict(
+            learner=learner,
+            first_order=first_order,
+            steps=steps,
+            **origin,
+            **arguments,
+            seconds=history.seconds,
+            loss_first=history.losses[0],
+            loss_last=fmean(history.losses[-50:]),
+        )
+        results.write("train", record, out)
+        typer.echo(f"{learner} after {steps} steps, loss {record['loss_last']:.3f}: {out / 'learner.safetensors'}")
+
+
+def _build(chosen: Recipe, ways: int, source: TaskSource, first_order: bool) -> Learner:
+    classes = len(source.data) if isinstance(source, EpisodeSampler) else 0
+    built = chosen.build(ways, classes, first_order)
+    if first_order and not isinstance(built, MAML):
+        raise ValueError("--first-order is an option of MAML")
+    return built
+
+
+def _steps(
+    minutes: float | None,
+    iterations: int | None,
+    checkpoint: Path,
+    built: Learner,
+    source: TaskSource,
+    arguments: dict[str, Any],
+) -> int:
+    """The number of steps; with ``minutes``, what an earlier start of this run decided, or a pilot run tells."""
+    if minutes is None:
+        return iterations or 1000
+    if checkpoint.exists():
+        run = read_tensors(checkpoint)[1].get("run", {})
+        if run.get("origin", {}).get("minutes") == minutes:
+            return int(run["steps"])
+    pilot = partial(fit, deepcopy(built), source, **arguments, progress=False)
+    pilot(steps=2)  # the first steps pay for what is set up once
+    started = time.monotonic()
+    pilot(steps=PILOT_STEPS)
+    return max(1, round(60 * minutes / (time.monotonic() - started) * PILOT_STEPS))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: Annotated[str, typer.Argument(help="Folder of a run, a .safetensors file, or NearestNeighbour.")],
+    data: Annotated[str, typer.Option(help="Data set: see `metabook data list`.")] = "glyphs",
+    split: Annotated[str, typer.Option(help="Classes to test on.")] = "test",
+    background: Background = None,
+    ways: Annotated[int, typer.Option(help="Classes a task.")] = 5,
+    shots: Annotated[int | None, typer.Option(help="Support examples a class. [default: 1; sinusoids: 10]")] = None,
+    queries: Annotated[int, typer.Option(help="Query examples a class.")] = 15,
+    tasks: Annotated[int, typer.Option(min=2, help="Number of test tasks.")] = 600,
+    one_by_one: Annotated[bool, typer.Option("--one-by-one", help="Ask each query alone (inductive).")] = False,
+    seed: Annotated[int, typer.Option(help="Of the test tasks.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Evaluate a trained learner on new tasks: mean and 95 % confidence interval, printed and recorded as JSON.
+
+    \b
+    Examples:
+      metabook evaluate runs/protonet --data glyphs --ways 5 --shots 1
+      metabook evaluate runs/protonet --data omniglot --ways 20 --shots 5
+      metabook evaluate runs/fomaml --data glyphs --one-by-one --tasks 100
+      metabook evaluate NearestNeighbour --data glyphs --ways 5 --shots 1
+    """  # noqa: D301
+    with one_line_errors():
+        place, path = choose_device(device), Path(run)
+        shots = shots or (10 if data == "sinusoids" else 1)
+        file = path / "learner.safetensors" if path.is_dir() or path.suffix != ".safetensors" else path
+        judged = NearestNeighbour() if run == "NearestNeighbour" else load(file, str(place))
+        source = task_source(
+            data, split, background=background, ways=ways, shots=shots, queries=queries, seed=seed, device=place
+        )
+        result = evaluate(judged, source, tasks=tasks, one_by_one=one_by_one, progress=True)
+        kind = "transductive" if result.transductive else "inductive"
+        task = f"{shots}-shot" if data == "sinusoids" else f"{ways}-way {shots}-shot"
+        typer.echo(f"{type(judged).__name__} on {data}/{split}, {task}: {result} ({tasks} tasks, {kind})")
+        record = dict(
+            learner=type(judged).__name__,
+            data=data,
+            split=split,
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            seed=seed,
+            one_by_one=one_by_one,
+            **result.record(),
+        )
+        if run != "NearestNeighbour":
+            alone = "-one-by-one" if one_by_one else ""
+            results.write(f"evaluation-{data}-{split}-{ways}w{shots}s{alone}", record, file.parent)
+        else:
+            typer.echo(json.dumps(record))
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """List the data sets, where they come from and under which licence."""
+    for name, description in datasets.DESCRIPTIONS.items():
+        typer.echo(f"{name:12} {description}")

@@ -1,0 +1,46 @@
+"""What can be done with any pool of images."""
+
+from __future__ import annotations
+
+import torch
+
+from metabook.episodes import LabelledData
+
+__all__ = ["rotations"]
+
+
+def rotations(data: LabelledData) -> LabelledData:
+    """Add every class turned by 90, 180 and 270 degrees as a class of its own.
+
+    All images of a class are turned by the same angle: an image that is turned by itself would be
+    augmentation and no new class. (Santoro et al., "Meta-learning with memory-augmented neural
+    networks", ICML 2016, introduced it for Omniglot.)
+
+    Parameters
+    ----------
+    data : LabelledData
+        Square images ``[n, channels, size, size]``.
+
+    Returns
+    -------
+    LabelledData
+        Four times the classes, unturned ones first; class ``"Greek/character03"`` of group ``"Greek"``
+        gives ``"Greek/character03@90"`` of group ``"Greek@90"``, and so on, anticlockwise.
+
+    Raises
+    ------
+    ValueError
+        If the inputs are not square images.
+    """
+    if data.x.dim() != 4 or data.x.shape[-1] != data.x.shape[-2]:
+        raise ValueError(f"rotations needs square images [n, channels, size, size], not {list(data.x.shape)}")
+    turned = data
+    for quarter in (1, 2, 3):
+        angle = f"@{90 * quarter}"
+        turned = turned + LabelledData(
+            x=torch.rot90(data.x, quarter, dims=(-2, -1)),
+            y=data.y,
+            names=tuple(name + angle for name in data.names),
+            groups=tuple(group + angle for group in data.groups),
+        )
+    return turned

@@ -1,0 +1,89 @@
+"""What meta-learning has to beat: learners that do not learn to learn.
+
+Each is a :class:`Learner` like the others, so that they run on the same tasks through the same code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metabook.episodes import Episodes
+from metabook.learners.base import Learner, task_losses
+from metabook.learners.maml import GradientLearner
+from metabook.learners.prototypes import ProtoNet, squared_distances
+
+__all__ = ["FineTune", "NearestNeighbour", "PretrainedNearestMean"]
+
+
+class NearestNeighbour(Learner):
+    """The class of the nearest support example in the space of raw inputs; nothing is trained."""
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        distances = squared_distances(episodes.query_x.flatten(2), episodes.support_x.flatten(2))
+        other_class = episodes.support_y.unsqueeze(1) != torch.arange(episodes.ways, device=episodes.device).unsqueeze(
+            1
+        )
+        # [tasks, queries, 1, support] against [tasks, 1, ways, support]
+        return -distances.unsqueeze(2).masked_fill(other_class.unsqueeze(1), torch.inf).amin(3)
+
+    def loss(self, episodes: Episodes) -> Tensor:
+        return task_losses(self.predict(episodes), episodes.query_y).mean()
+
+
+class FineTune(GradientLearner):
+    """Train one network on all tasks at once, then fine-tune it on each task's support set.
+
+    Without meta-training it is *fine-tuning from scratch*. With it, it is transfer learning: the
+    shared weights minimise the mean loss over all tasks *before* adaptation.
+
+    Parameters
+    ----------
+    net, inner_lr, steps
+        See :class:`~metabook.learners.maml.GradientLearner`.
+    """
+
+    def __init__(self, net: nn.Module, inner_lr: float = 0.1, steps: int = 50) -> None:
+        super().__init__(net, inner_lr, steps)
+
+    def loss(self, episodes: Episodes) -> Tensor:
+        self._check(episodes)
+        outputs = [self.forward_adapted(self.adapt(episodes, 0), x) for x in (episodes.support_x, episodes.query_x)]
+        return task_losses(torch.cat(outputs, 1), torch.cat([episodes.support_y, episodes.query_y], 1)).mean()
+
+
+class PretrainedNearestMean(ProtoNet):
+    """Pre-train an ordinary classifier on the training classes; at test, nearest class mean.
+
+    Features are scaled to unit length before the means are taken (Wang et al., SimpleShot, 2019).
+
+    Parameters
+    ----------
+    net : Module
+        The embedding, with an attribute ``features`` that gives its size.
+    classes : int
+        Number of classes in the training pool.
+    """
+
+    def __init__(self, net: nn.Module, classes: int) -> None:
+        super().__init__(net)
+        self.classes = classes
+        self.head = nn.Linear(net.features, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return F.normalize(super().embed(x), dim=-1)
+
+    def loss(self, episodes: Episodes) -> Tensor:
+        """Cross-entropy of every example of the episodes over the classes of the whole pool.
+
+        Raises
+        ------
+        ValueError
+            If the episodes do not say which classes of the pool theirs are.
+        """
+        if episodes.classes is None:
+            raise ValueError("pre-training needs episodes that name their classes of the pool (Episodes.classes)")
+        x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+        y = episodes.classes.gather(1, torch.cat([episodes.support_y, episodes.query_y], dim=1))
+        return F.cross_entropy(self.head(self.net(x.flatten(0, 1))), y.flatten())

@@ -1,0 +1,133 @@
+"""The networks of the book.
+
+Every network is an ordinary :class:`torch.nn.Module` that maps one batch of inputs to one batch of
+outputs; how tasks are batched is the learners' business. Each constructor keeps its arguments as
+attributes of the same name, so that a saved learner can be described in JSON and built again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "BatchNorm", "Conv4"]
+
+
+class MLP(nn.Sequential):
+    """A multi-layer perceptron with ReLU activations, ``[..., inputs] -> [..., outputs]``.
+
+    The default widths are those of the sinusoid experiment of Finn et al. (2017, section 5.1).
+
+    Parameters
+    ----------
+    inputs, outputs : int
+    hidden : sequence of int
+        Width of each hidden layer.
+    """
+
+    def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1) -> None:
+        widths = [inputs, *hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(widths[-1], outputs))
+        self.inputs, self.hidden, self.outputs = inputs, tuple(hidden), outputs
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation that always uses the statistics of the batch at hand.
+
+    Whoever predicts through it is *transductive*: the prediction for one query depends on the
+    others (Ioffe and Szegedy, 2015; Bronskill et al., 2020). For statistics that are learned in
+    training and fixed afterwards use :class:`torch.nn.BatchNorm2d`.
+
+    The mean and the variance are written out because second-order gradients through the fused,
+    affine ``torch.nn.functional.batch_norm`` under ``vmap`` are silently wrong in torch 2.13.
+
+    Parameters
+    ----------
+    channels : int
+        Size of dimension 1 of the input ``[examples, channels, height, width]``.
+    eps : float
+        Added to the variance.
+    """
+
+    batch_statistics = True
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean((0, 2, 3), keepdim=True)
+        variance = centred.square().mean((0, 2, 3), keepdim=True)
+        scale = self.weight[:, None, None] * (variance + self.eps).rsqrt()
+        return centred * scale + self.bias[:, None, None]
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    kinds = {"batch": BatchNorm, "running": nn.BatchNorm2d, "none": lambda _: nn.Identity()}
+    if kind not in kinds:
+        raise ValueError(f"norm must be one of {', '.join(kinds)}, not {kind!r}")
+    return kinds[kind](channels)
+
+
+class Conv4(nn.Module):
+    """The four-block convolutional network of the few-shot literature (Vinyals et al., 2016).
+
+    Each block is a 3 x 3 convolution, normalisation and ReLU, and halves the picture: by 2 x 2
+    max-pooling (Snell et al., 2017) or by a stride of 2 (Finn et al., 2017, for Omniglot, followed
+    by the mean over positions).
+
+    Parameters
+    ----------
+    outputs : int, optional
+        With a number, a linear head gives that many logits; without, the net returns features
+        ``[examples, features]``.
+    channels : int or sequence of int
+        Filters of each block; one number stands for four equal blocks.
+    downsample : {"pool", "stride"}
+    norm : {"batch", "running", "none"}
+        Whose statistics normalise: always the batch's (transductive; what MAML uses), the batch's in
+        training and running ones in evaluation (inductive; what ProtoNet uses), or nobody's.
+    in_channels, size : int
+        Channels and side of the input pictures ``[examples, in_channels, size, size]``.
+
+    Attributes
+    ----------
+    features : int
+        Number of features before the head.
+    """
+
+    def __init__(
+        self,
+        outputs: int | None = None,
+        channels: int | Sequence[int] = 64,
+        downsample: str = "pool",
+        norm: str = "batch",
+        in_channels: int = 1,
+        size: int = 28,
+    ) -> None:
+        super().__init__()
+        if downsample not in ("pool", "stride"):
+            raise ValueError(f"downsample must be 'pool' or 'stride', not {downsample!r}")
+        widths = (channels,) * 4 if isinstance(channels, int) else tuple(channels)
+        self.outputs, self.channels, self.downsample, self.norm = outputs, widths, downsample, norm
+        self.in_channels, self.size = in_channels, size
+        stride, blocks = (2 if downsample == "stride" else 1), []
+        for fan_in, fan_out in pairwise((in_channels, *widths)):
+            blocks += [nn.Conv2d(fan_in, fan_out, 3, stride, padding=1), _norm(norm, fan_out), nn.ReLU()]
+            if downsample == "pool":
+                blocks.append(nn.MaxPool2d(2))
+        self.blocks = nn.Sequential(*blocks)
+        self.features = widths[-1] * (size // 2 ** len(widths)) ** 2 if downsample == "pool" else widths[-1]
+        self.head = nn.Identity() if outputs is None else nn.Linear(self.features, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.blocks(x)
+        return self.head(maps.flatten(1) if self.downsample == "pool" else maps.mean((2, 3)))

@@ -1,0 +1,119 @@
+"""Names, rotations and sinusoids."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from metabook import data
+from metabook.data import Sinusoids
+from metabook.episodes import LabelledData
+
+
+@pytest.fixture
+def pool() -> LabelledData:
+    x = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return LabelledData(x, torch.arange(3).repeat_interleave(4), ("A/1", "A/2", "B/1"), ("A", "A", "B"))
+
+
+def test_rotations_are_classes_of_their_own(pool: LabelledData) -> None:
+    turned = data.rotations(pool)
+    assert len(turned) == 12
+    assert turned.counts.tolist() == [4] * 12
+    assert turned.names[:6] == ("A/1", "A/2", "B/1", "A/1@90", "A/2@90", "B/1@90")
+    assert turned.groups == tuple(f"{group}{angle}" for angle in ("", "@90", "@180", "@270") for group in "AAB")
+    assert torch.equal(turned.x[:12], pool.x)
+
+
+def test_every_image_of_a_rotated_class_is_turned_by_the_same_angle(pool: LabelledData) -> None:
+    turned = data.rotations(pool)
+    for quarter in range(4):
+        for example in range(12):
+            assert torch.equal(turned.x[12 * quarter + example, 0], torch.rot90(pool.x[example, 0], quarter))
+
+
+def test_rotations_needs_square_images(pool: LabelledData) -> None:
+    oblong = LabelledData(pool.x[..., :5], pool.y, pool.names, pool.groups)
+    with pytest.raises(ValueError, match="square"):
+        data.rotations(oblong)
+
+
+def test_load_by_name(folder: Path) -> None:
+    assert (
+        data.load("omniglot", "train", background="small1").names == data.omniglot("train", background="small1").names
+    )
+    assert data.load("omniglot", "test", size=20).x.shape[-1] == 20
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    for call in (data.load, data.fetch):
+        with pytest.raises(ValueError, match=r"'mnist'.*glyphs, omniglot"):
+            call("mnist")
+
+
+def test_an_option_that_a_data_set_does_not_have() -> None:
+    with pytest.raises(ValueError, match="glyphs has no option 'background'"):
+        data.load("glyphs", "train", background="small1")
+    with pytest.raises(ValueError, match="omniglot has no option 'size'"):
+        data.fetch("omniglot", size=28)
+
+
+def test_every_entry_says_what_it_is() -> None:
+    assert tuple(data.REGISTRY) == data.NAMES
+    for entry in data.REGISTRY.values():
+        for line in (entry.description, entry.source, entry.licence):
+            assert line
+            assert "\n" not in line
+
+
+def test_the_names_are_functions_not_modules() -> None:
+    for name in ("glyphs", "omniglot", "distort", "rotations"):
+        assert callable(getattr(data, name))
+
+
+def test_sinusoids_are_points_of_the_curves_they_name() -> None:
+    source = Sinusoids(shots=7, queries=9, seed=3)
+    episodes = source.sample(20, step=5)
+    assert episodes.support_x.shape == episodes.support_y.shape == (20, 7, 1)
+    assert episodes.query_x.shape == episodes.query_y.shape == (20, 9, 1)
+    assert episodes.regression
+    amplitude, phase = source.function(20, step=5)
+    for x, y in ((episodes.support_x, episodes.support_y), (episodes.query_x, episodes.query_y)):
+        torch.testing.assert_close(y, amplitude.view(-1, 1, 1) * torch.sin(x - phase.view(-1, 1, 1)))
+
+
+def test_sinusoids_follow_the_distributions() -> None:
+    source = Sinusoids()
+    amplitude, phase = source.function(20_000)
+    x = source.sample(20_000).support_x
+    for values, low, high in ((amplitude, 0.1, 5), (phase, 0, math.pi), (x, -5, 5)):
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < values.max() <= high
+        assert abs(float(values.mean()) - (low + high) / 2) < 0.01 * (high - low)
+    assert abs(float(torch.corrcoef(torch.stack([amplitude, phase]))[0, 1])) < 0.03
+
+
+def test_sinusoids_are_a_function_of_seed_and_step() -> None:
+    source = Sinusoids(seed=1)
+    first = source.sample(4, step=2)
+    source.sample(100)
+    again = Sinusoids(seed=1).sample(4, step=2)
+    assert torch.equal(first.support_y, again.support_y)
+    assert torch.equal(first.query_x, again.query_x)
+    for other in (source.sample(4, step=3), Sinusoids(seed=2).sample(4, step=2)):
+        assert not torch.equal(first.support_x, other.support_x)
+        assert not torch.equal(first.support_y, other.support_y)
+
+
+def test_the_number_of_points_does_not_change_the_curves() -> None:
+    few, many = Sinusoids(shots=1, queries=1), Sinusoids(shots=50, queries=50)
+    assert torch.equal(few.function(10, 4)[0], many.function(10, 4)[0])
+
+
+@pytest.mark.parametrize("arguments", [{"shots": 0}, {"queries": 0}])
+def test_sinusoids_need_points(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Sinusoids(**arguments)
