@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -18,10 +20,10 @@ import typer
 from metabook import data as datasets
 from metabook import results
 from metabook.data.store import DataError
-from metabook.episodes import EpisodeSampler, LabelledData, TaskSource
+from metabook.episodes import EpisodeSampler, TaskSource
 from metabook.learners import MAML, Learner, NearestNeighbour
 from metabook.recipes import Recipe, recipe
-from metabook.storage import StorageError, load, read_tensors, save
+from metabook.storage import StorageError, describe, load, read_tensors, save
 from metabook.training import choose_device, evaluate, fit, seed_everything
 
 app = typer.Typer(
@@ -35,6 +37,7 @@ data_app = typer.Typer(help="The data sets: what there is, and fetching it ahead
 app.add_typer(data_app, name="data")
 
 PILOT_STEPS = 10
+DataName = Annotated[str, typer.Option(help="Data set: see `metabook data list`.")]
 Ways = Annotated[int | None, typer.Option(help="Classes a task. [default: the learner's recipe]")]
 Shots = Annotated[int | None, typer.Option(help="Support examples a class. [default: the learner's recipe]")]
 Background = Annotated[
@@ -61,7 +64,7 @@ def one_line_errors(out: Path | None = None) -> Iterator[None]:
 
 
 def task_source(
-    name: str,
+    data: str,
     split: str,
     *,
     background: str | None,
@@ -75,10 +78,9 @@ def task_source(
     rotate: bool = False,
 ) -> TaskSource:
     """The tasks of a data set, for training or for evaluation."""
-    options = {} if background is None else {"background": background}
-    if name == "sinusoids":
-        return datasets.load(name, split, shots=shots, queries=queries, seed=seed, device=device, **options)
-    pool: LabelledData = datasets.load(name, split, **options)
+    if data == "sinusoids":
+        return datasets.Sinusoids(shots, queries, seed=seed, device=device)
+    pool = datasets.load(data, split, **({} if background is None else {"background": background}))
     return EpisodeSampler(
         datasets.rotations(pool) if rotate else pool,
         ways,
@@ -95,7 +97,7 @@ def task_source(
 def train(
     learner: Annotated[str, typer.Argument(help="ProtoNet, MAML, PretrainedNearestMean or FineTune.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the trained learner and the record.")],
-    data: Annotated[str, typer.Option(help="Data set: see `metabook data list`.")] = "glyphs",
+    data: DataName = "glyphs",
     split: Annotated[str, typer.Option(help="Classes to train on; parts are joined by +.")] = "train+validation",
     background: Background = None,
     ways: Ways = None,
@@ -107,7 +109,8 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Outer learning rate. [default: the learner's recipe]")] = None,
     first_order: Annotated[bool, typer.Option("--first-order", help="MAML without second derivatives.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="No distortions, rotations or same-alphabet tasks.")] = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the training tasks.")] = 0,
+    save_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
     device: Device = "auto",
 ) -> None:
     """Meta-train a learner. The same command again resumes a run that was interrupted.
@@ -124,45 +127,46 @@ def train(
     with one_line_errors(out):
         if iterations is not None and minutes is not None:
             raise ValueError("give --iterations or --minutes, not both")
-        chosen, place = recipe(learner, data), choose_device(device)
-        settings = dict(
-            data=data,
-            split=split,
-            background=background,
-            seed=seed,
-            ways=ways or chosen.ways,
-            shots=shots or chosen.shots,
-            queries=queries or chosen.queries,
-            within_group=0.0 if plain else chosen.within_group,
-            distort=chosen.distort and not plain,
-            rotate=chosen.rotate and not plain,
-        )
-        source = task_source(data, **{k: v for k, v in settings.items() if k != "data"}, device=place)
+        place, chosen = choose_device(device), recipe(learner, data)
+        if plain:
+            chosen = replace(chosen, within_group=0.0, distort=False, rotate=False)
+        given = dict(ways=ways, shots=shots, queries=queries, tasks=tasks)
+        chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
+        arguments = {**chosen.fit, "tasks": chosen.tasks, "seed": seed, **({} if lr is None else {"lr": lr})}
+        origin = {"data": data, "split": split, "background": background, **chosen.tasks_settings()}
+        source = task_source(**origin, seed=seed, device=place)
         seed_everything(seed)
-        built = _build(chosen, settings["ways"], source, first_order).to(place)
-        arguments = {**chosen.fit, "tasks": tasks or chosen.tasks, **({} if lr is None else {"lr": lr}), "seed": seed}
+        built = _build(chosen, source, first_order).to(place)
         checkpoint = out / "checkpoint.safetensors"
         steps = _steps(minutes, iterations, checkpoint, built, source, arguments)
-        origin = {**settings, "minutes": minutes}
-        history = fit(built, source, steps=steps, **arguments, checkpoint=checkpoint, origin=origin)
-        save(built, out / "learner.safetensors")
-        record = dict(
-            learner=learner,
-            first_order=first_order,
+        origin["minutes"] = minutes
+        history = fit(
+            built,
+            source,
             steps=steps,
+            **arguments,
+            checkpoint=checkpoint,
+            save_seconds=save_seconds,
+            progress=sys.stderr.isatty(),
+            origin=origin,
+        )
+        save(built, out / "learner.safetensors")
+        losses = {"loss_first": history.losses[0], "loss_last": fmean(history.losses[-50:])}
+        record = {
+            "learner": describe(built),
+            "steps": steps,
             **origin,
             **arguments,
-            seconds=history.seconds,
-            loss_first=history.losses[0],
-            loss_last=fmean(history.losses[-50:]),
-        )
+            "seconds": history.seconds,
+            **losses,
+        }
         results.write("train", record, out)
-        typer.echo(f"{learner} after {steps} steps, loss {record['loss_last']:.3f}: {out / 'learner.safetensors'}")
+        typer.echo(f"{learner} after {steps} steps, loss {losses['loss_last']:.3f}: {out / 'learner.safetensors'}")
 
 
-def _build(chosen: Recipe, ways: int, source: TaskSource, first_order: bool) -> Learner:
+def _build(chosen: Recipe, source: TaskSource, first_order: bool) -> Learner:
     classes = len(source.data) if isinstance(source, EpisodeSampler) else 0
-    built = chosen.build(ways, classes, first_order)
+    built = chosen.build(chosen.ways, classes, first_order)
     if first_order and not isinstance(built, MAML):
         raise ValueError("--first-order is an option of MAML")
     return built
@@ -193,7 +197,7 @@ def _steps(
 @app.command("evaluate")
 def evaluate_command(
     run: Annotated[str, typer.Argument(help="Folder of a run, a .safetensors file, or NearestNeighbour.")],
-    data: Annotated[str, typer.Option(help="Data set: see `metabook data list`.")] = "glyphs",
+    data: DataName = "glyphs",
     split: Annotated[str, typer.Option(help="Classes to test on.")] = "test",
     background: Background = None,
     ways: Annotated[int, typer.Option(help="Classes a task.")] = 5,
@@ -221,9 +225,10 @@ def evaluate_command(
         source = task_source(
             data, split, background=background, ways=ways, shots=shots, queries=queries, seed=seed, device=place
         )
-        result = evaluate(judged, source, tasks=tasks, one_by_one=one_by_one, progress=True)
+        result = evaluate(judged, source, tasks=tasks, one_by_one=one_by_one, progress=sys.stderr.isatty())
         kind = "transductive" if result.transductive else "inductive"
         task = f"{shots}-shot" if data == "sinusoids" else f"{ways}-way {shots}-shot"
+        short = task.replace("-way ", "w").replace("-shot", "s")
         typer.echo(f"{type(judged).__name__} on {data}/{split}, {task}: {result} ({tasks} tasks, {kind})")
         record = dict(
             learner=type(judged).__name__,
@@ -238,7 +243,7 @@ def evaluate_command(
         )
         if run != "NearestNeighbour":
             alone = "-one-by-one" if one_by_one else ""
-            results.write(f"evaluation-{data}-{split}-{ways}w{shots}s{alone}", record, file.parent)
+            results.write(f"evaluation-{data}-{split}-{short}{alone}", record, file.parent)
         else:
             typer.echo(json.dumps(record))
 
@@ -246,5 +251,24 @@ def evaluate_command(
 @data_app.command("list")
 def list_data() -> None:
     """List the data sets, where they come from and under which licence."""
-    for name, description in datasets.DESCRIPTIONS.items():
-        typer.echo(f"{name:12} {description}")
+    typer.echo("sinusoids   Regression tasks: sine curves of random amplitude and phase.\n            Generated.")
+    for name, entry in datasets.REGISTRY.items():
+        typer.echo(f"{name:11} {entry.description[0].upper()}{entry.description[1:]}.")
+        typer.echo(f"            {entry.source}; {entry.licence}.")
+
+
+@data_app.command("fetch")
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="Data set: see `metabook data list`.")],
+    background: Background = None,
+) -> None:
+    """Make or download a data set ahead of time, check it, and print where its files are.
+
+    \b
+    Examples:
+      metabook data fetch glyphs
+      metabook data fetch omniglot --background small1+small2
+    """  # noqa: D301 (click keeps the lines after a backspace)
+    with one_line_errors():
+        for path in datasets.fetch(name, **({} if background is None else {"background": background})):
+            typer.echo(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -45,34 +45,38 @@ class Recipe:
     distort: bool = False
     rotate: bool = False
 
+    def tasks_settings(self) -> dict[str, Any]:
+        """What kind of tasks it trains on, JSON-ready."""
+        names = ("ways", "shots", "queries", "within_group", "distort", "rotate")
+        return {name: getattr(self, name) for name in names}
+
 
 def _embedding() -> nn.Module:
     return Conv4(channels=(32, 64, 128, 128), norm="running")
 
 
-def _maml(ways: int, _: int, first_order: bool) -> Learner:
-    return MAML(Conv4(ways, downsample="stride"), inner_lr=0.4, steps=1, first_order=first_order, eval_steps=3)
+def _maml(ways: int, classes: int, first_order: bool) -> Learner:
+    net = Conv4(ways, downsample="stride")
+    return MAML(net, inner_lr=0.4, steps=1, first_order=first_order, eval_steps=3)
 
 
-_FEW_ALPHABETS = dict(within_group=0.5, distort=True, rotate=True)
-_ANNEALED = dict(lr=3e-3, cosine=True, weight_decay=1e-2, average=0.99)
+_ANNEALED = dict(lr=3e-3, cosine=True, weight_decay=0.05, average=0.98)
+_CHARACTERS = {
+    "ProtoNet": Recipe(lambda *_: ProtoNet(_embedding(), in_turn=True), 32, 1, 3, 2, _ANNEALED),
+    "MAML": Recipe(_maml, 5, 1, 3, 16, dict(lr=2e-3, cosine=True, average=0.99)),
+    "PretrainedNearestMean": Recipe(lambda _, n, __: PretrainedNearestMean(_embedding(), n), 32, 1, 3, 2, _ANNEALED),
+}
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "characters": {
-        "ProtoNet": Recipe(lambda *_: ProtoNet(_embedding()), 20, 1, 5, 2, _ANNEALED, **_FEW_ALPHABETS),
-        "MAML": Recipe(_maml, 5, 1, 3, 16, dict(lr=2e-3, cosine=True, average=0.99), **_FEW_ALPHABETS),
-        "PretrainedNearestMean": Recipe(
-            lambda ways, classes, _: PretrainedNearestMean(_embedding(), classes),
-            20,
-            1,
-            5,
-            2,
-            _ANNEALED,
-            **_FEW_ALPHABETS,
-        ),
+    # Half of the tasks inside one alphabet: telling its letters apart is what is hard.
+    "glyphs": {name: replace(each, within_group=0.5) for name, each in _CHARACTERS.items()},
+    # Handwriting of few alphabets: distorted again and again, and turned into new characters. (Glyphs are
+    # distorted drawings already, and some of their scripts consist of rotations of one another.)
+    "omniglot": {
+        name: replace(each, within_group=0.5, distort=True, rotate=True) for name, each in _CHARACTERS.items()
     },
     "sinusoids": {
-        "MAML": Recipe(lambda *a: MAML(MLP(), inner_lr=0.01, steps=1, first_order=a[2], eval_steps=10), 1, 10, 10, 25),
+        "MAML": Recipe(lambda _, __, first: MAML(MLP(), 0.01, 1, first, eval_steps=10), 1, 10, 10, 25),
         "FineTune": Recipe(lambda *_: FineTune(MLP(), inner_lr=0.01, steps=10), 1, 10, 10, 25),
     },
 }
@@ -84,11 +88,13 @@ def recipe(learner: str, data: str) -> Recipe:
     Raises
     ------
     ValueError
-        If there is none; the message says which learners there are.
+        If there is none; the message lists what there is.
     """
-    kind = RECIPES["sinusoids" if data == "sinusoids" else "characters"]
-    if learner in kind:
-        return kind[learner]
-    if learner in {name for recipes in RECIPES.values() for name in recipes}:
-        raise ValueError(f"{learner} cannot be trained on {data}: choose one of {', '.join(kind)}")
-    raise ValueError(f"there is no learner called {learner!r}: choose one of {', '.join(kind)}")
+    if data not in RECIPES:
+        raise ValueError(f"there is no data set {data!r}: take {', '.join(RECIPES)}")
+    known = RECIPES[data]
+    if learner in known:
+        return known[learner]
+    if any(learner in others for others in RECIPES.values()):
+        raise ValueError(f"{learner} cannot be trained on {data}: take {', '.join(known)}")
+    raise ValueError(f"there is no learner called {learner!r}: take {', '.join(known)}")

@@ -113,12 +113,15 @@ def fit(
     Raises
     ------
     ValueError
-        If the learner has nothing to train.
+        If the learner has nothing to train, or there are no steps or tasks.
     StorageError
         If the checkpoint belongs to another run, or cannot be written.
     FloatingPointError
         If the loss is not finite; the last checkpoint is kept.
     """
+    for name, number in (("steps", steps), ("tasks", tasks)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     parameters = [p for p in learner.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"{type(learner).__name__} has no parameters to train")

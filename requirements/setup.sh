@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 stamp=$1
 venv=.venv
 pip="$venv/bin/python -m pip --disable-pip-version-check --no-input"
+export PIP_REQUIRE_VIRTUALENV=1 # half a .venv can be an alias of the interpreter it came from: never install there
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -23,6 +24,7 @@ find_python() { # the first candidate that the lock covers
 }
 
 have=$(version "$venv/bin/python")
+"$venv/bin/python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null || have=
 if [ -n "$have" ] && [ -n "${PYTHON:-}" ] && [ "$(version "$PYTHON")" != "$have" ]; then
     say "setup: $venv holds Python $have and PYTHON=$PYTHON is another: rm -rf $venv first."
     exit 1

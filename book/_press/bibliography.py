@@ -29,7 +29,7 @@ class Bibliography:
         return self.entries[key]
 
     def names(self, key: str) -> str:
-        """``Finn et al.``"""
+        """Last names: ``Finn et al.``."""
         people = _people(self.entry(key))
         last = [_plain(" ".join(person.last_names)) for person in people]
         if len(last) > 2 or "others" in last:
@@ -55,13 +55,17 @@ class Bibliography:
         """One line of a list of references."""
         entry = self.entry(key)
         people = [
-            "others" if str(person) == "others" else " ".join([*person.first_names, *person.middle_names, *person.last_names])
+            "others"
+            if str(person) == "others"
+            else " ".join([*person.first_names, *person.middle_names, *person.last_names])
             for person in _people(entry)
         ]
         names = _join([_plain(name) for name in people])
         role = " (editors)" if "author" not in entry.persons else ""
         title = _plain(entry.fields["title"])
-        place = next((entry.fields[f] for f in ("journal", "booktitle", "publisher", "school") if f in entry.fields), "")
+        place = next(
+            (entry.fields[f] for f in ("journal", "booktitle", "publisher", "school") if f in entry.fields), ""
+        )
         parts = [f"{names}{role}", f"*{title}*", _plain(place), self.year(key)]
         line = ". ".join(part.removesuffix(".") for part in parts if part) + "."
         return f"{line} <{self.link(key)}>" if self.link(key) else line

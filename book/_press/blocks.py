@@ -78,7 +78,7 @@ class _Reader:
     text_line: int = 0
 
     def flush(self) -> None:
-        if any(line.strip() for line in self.text):
+        if self.text:
             self.blocks.append(Text(self.text, self.text_line))
         self.text = []
 
@@ -102,9 +102,10 @@ class _Reader:
             elif line.startswith("%"):  # a comment
                 at += 1
             else:
-                if not self.text:
+                if line.strip() and not self.text:
                     self.text_line = number
-                self.text.append(line)
+                if line.strip() or self.text:
+                    self.text.append(line)
                 at += 1
         self.flush()
         return self.blocks
@@ -118,7 +119,9 @@ class _Reader:
         found = _DIRECTIVE.match(opened["info"])
         if not found:
             if fence[0] == ":":
-                raise PressError(f"{self.where}:{number}: a colon fence without a {{directive}}: {fence}{opened['info']}")
+                raise PressError(
+                    f"{self.where}:{number}: a colon fence without a {{directive}}: {fence}{opened['info']}"
+                )
             self.add(Verbatim(list(self.lines[at : end + 1]), number))
             return end + 1
         inside = [line.removeprefix(indent) for line in self.lines[at + 1 : end]]
@@ -138,7 +141,9 @@ class _Reader:
         last, _, after = rest.partition("$$")
         found = _LABEL_AFTER_MATH.match(after)
         if not found:
-            raise PressError(f"{self.where}:{self.first + at}: only a (label) may follow the closing $$, not {after.strip()!r}")
+            raise PressError(
+                f"{self.where}:{self.first + at}: only a (label) may follow the closing $$, not {after.strip()!r}"
+            )
         self.add(Math("\n".join([*body, last]).strip("\n"), found["label"], number))
         return at + 1
 

@@ -56,7 +56,7 @@ def cells(page: Page) -> list[Cell]:
             body, at = _trimmed(block.body, block.body_line)
             found.append(Cell("code", body, at, _tags(block, where)))
             done = block.body_line - 1 + len(block.body) + 1
-    return found + _markdown(lines[done:], done + 1)
+    return [*found, *_markdown(lines[done:], done + 1)]
 
 
 def _markdown(lines: list[str], first: int) -> Iterator[Cell]:

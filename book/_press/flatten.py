@@ -1,7 +1,7 @@
 """From MyST Markdown to the Markdown that every notebook viewer knows: for the twins that Colab and Jupyter open.
 
-:class:`Index` reads the whole book once: what is labelled where, and under which number. :class:`Flattener` rewrites one
-page. Whatever it does not know stops the press with its name, file and line.
+:class:`Index` reads the whole book once: what is labelled where, and under which number. :class:`Flattener` rewrites
+one page. Whatever it does not know stops the press with its name, file and line.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import html
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from markdown_it import MarkdownIt
@@ -64,11 +65,11 @@ class Index:
                     self._read(page, parse(cell.lines, page.source.name, cell.line), counter)
 
     def _read(self, page: Page, blocks: Iterable[Block], counter: Counter[str]) -> None:
-        waiting: list[str] = []
+        waiting: list[Target] = []
         for block in blocks:
             match block:
                 case Target():
-                    waiting.append(block.label)
+                    waiting.append(block)
                     continue
                 case Math(label=str(label)):
                     self._number(page, "eq", label, block.line, counter)
@@ -79,10 +80,10 @@ class Index:
                     self._number(page, kind, label, block.line, counter)
                 case _:
                     pass
-            for label in waiting:
+            for target in waiting:
                 text = block.lines[0] if isinstance(block, Text) else ""
                 heading = _HEADING.match(text)
-                self._add(label, Label(page, "section", heading[2] if heading else label), block.line)
+                self._add(target.label, Label(page, "section", heading[2] if heading else target.label), target.line)
             waiting = []
             if isinstance(block, Directive) and block.name not in _LITERAL:
                 self._read(page, parse(block.body, page.source.name, block.body_line), counter)
@@ -97,7 +98,9 @@ class Index:
 
     def _add(self, label: str, meaning: Label, line: int) -> None:
         if label in self.labels:
-            raise PressError(f"{meaning.page.source.name}:{line}: the label {label!r} is already in {self.labels[label].page.name}")
+            raise PressError(
+                f"{meaning.page.source.name}:{line}: the label {label!r} is already in {self.labels[label].page.name}"
+            )
         self.labels[label] = meaning
 
 
@@ -254,7 +257,9 @@ class Flattener:
     def _picture(self, block: Directive) -> str:
         alt = block.options.get("alt", "")
         if not alt:
-            raise PressError(f"{self._at(block.line)}: {{{block.name}}} {block.argument} needs :alt:, for readers who do not see it")
+            raise PressError(
+                f"{self._at(block.line)}: {{{block.name}}} {block.argument} needs :alt:, for readers who do not see it"
+            )
         picture = f"![{alt}]({block.argument})"
         caption = self._body(block) if block.name == "figure" else ""
         number = self.index.numbers.get((self.page.name, block.line))
@@ -325,7 +330,9 @@ class Flattener:
             return f"[{words}]({target})"
         if not path:
             known = self.index.labels.get(anchor)
-            return f"[{words or (known.text if known else anchor)}]({self._address(known.page) if known else ''}#{anchor})"
+            return (
+                f"[{words or (known.text if known else anchor)}]({self._address(known.page) if known else ''}#{anchor})"
+            )
         if path.endswith((".md", ".ipynb")) or not PurePosixPath(path).suffix:
             page = self._page(path, line)
             return f"[{words or self._title(page)}]({self._address(page)}{'#' * bool(anchor)}{anchor})"
@@ -423,17 +430,13 @@ def leftovers(text: str) -> list[str]:
     for token in MarkdownIt("commonmark").parse(text):
         if token.type == "fence" and token.info.lstrip().startswith("{"):
             found.append(token.info.strip())
-        for before, after in _pairs(token.children or []):
+        for before, after in pairwise(token.children or []):
             if before.type == "text" and (role := _ROLE.search(before.content)) and after.type == "code_inline":
                 found.append(role[0])
         for child in token.children or []:
             if child.type == "text" and re.match(r":{3,}\s*(\{|$)|\([\w-]+\)=$", child.content):
                 found.append(child.content)
     return found
-
-
-def _pairs(children: list) -> Iterator[tuple]:
-    return zip(children, children[1:], strict=False)
 
 
 def _keys(content: str) -> list[str]:

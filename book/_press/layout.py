@@ -53,23 +53,30 @@ class Book:
     Parameters
     ----------
     folder : Path
-        Has ``_toc.yml``; ``_config.yml`` is beside it or in it.
+        Has ``_toc.yml``; ``_config.yml`` is in it or beside it.
     build : Path
-        Folder for whatever is made, ``_build`` of the project by default.
+        Folder for whatever is made; Jupyter Book wants it to be called ``_build``.
     records : Path
         Folder of measured records.
     """
 
     folder: Path
     build: Path
-    records: Path = PROJECT / "results"
+    records: Path
 
     @classmethod
-    def at(cls, folder: Path | None = None, build: Path | None = None, records: Path | None = None) -> Book:
+    def at(cls, folder: Path | None = None, output: Path | None = None) -> Book:
+        """The book in a folder; its ``_build`` is in ``output``, by default beside the folder, as ``results`` is.
+
+        Raises
+        ------
+        PressError
+            If the folder has no table of contents.
+        """
         folder = (folder or PROJECT / "book").resolve()
         if not (folder / "_toc.yml").exists():
             raise PressError(f"{folder} is not a book: it has no _toc.yml")
-        return cls(folder, (build or folder.parent / "_build").resolve(), (records or folder.parent / "results").resolve())
+        return cls(folder, (output or folder.parent).resolve() / "_build", folder.parent / "results")
 
     @cached_property
     def config_file(self) -> Path:

@@ -21,7 +21,9 @@ def clean(url: str) -> str:
     url = url.strip()
     if found := _SCP_LIKE.match(url):
         url = f"https://{found['host']}/{found['path']}"
-    found = re.match(r"^(?:https?|ssh|git)://(?:[^@/]+@)?(?P<host>[\w.-]+\.[a-z]{2,})(?::\d+)?/(?P<path>[\w./~-]+)$", url)
+    found = re.match(
+        r"^(?:https?|ssh|git)://(?:[^@/]+@)?(?P<host>[\w.-]+\.[a-z]{2,})(?::\d+)?/(?P<path>[\w./~-]+)$", url
+    )
     if not found:
         return ""
     return f"https://{found['host']}/{found['path'].strip('/').removesuffix('.git')}"

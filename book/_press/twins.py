@@ -48,11 +48,18 @@ def serialise(notebook: dict[str, Any]) -> bytes:
     return (json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
-def _cell(kind: str, source: str, ids: Counter[str], tags: list[str] | None = None, folded: bool = False) -> dict[str, Any]:
+def _cell(
+    kind: str, source: str, ids: Counter[str], tags: list[str] | None = None, folded: bool = False
+) -> dict[str, Any]:
     digest = hashlib.sha256(f"{kind}\n{source}".encode()).hexdigest()[:12]
     ids[digest] += 1
     repeated = f"-{ids[digest]}" if ids[digest] > 1 else ""
-    cell: dict[str, Any] = {"cell_type": kind, "id": digest + repeated, "metadata": {}, "source": source.splitlines(True)}
+    cell: dict[str, Any] = {
+        "cell_type": kind,
+        "id": digest + repeated,
+        "metadata": {},
+        "source": source.splitlines(True),
+    }
     if kind == "code":
         cell |= {"execution_count": None, "outputs": []}
     if tags:
@@ -69,7 +76,7 @@ def install(url: str) -> str:
         return f'{head}if "google.colab" in sys.modules:\n    %pip install -q "metabook-tutorial @ git+{url}"'
     return (
         f'{head}if "google.colab" in sys.modules:\n'
-        '    print("First run: %pip install -q \'metabook-tutorial @ git+ADDRESS\'")\n'
+        "    print(\"First run: %pip install -q 'metabook-tutorial @ git+ADDRESS'\")\n"
         '    print("ADDRESS is that of the repository from which you opened this notebook.")'
     )
 

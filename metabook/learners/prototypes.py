@@ -43,11 +43,14 @@ class ProtoNet(Learner):
     ----------
     net : Module
         The embedding, ``[examples, ...] -> [examples, features]``.
+    in_turn : bool
+        In meta-training, let every drawn example of a class in turn be its only support example,
+        and all others queries: many one-shot losses for the price of one pass through the net.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, in_turn: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.in_turn = net, in_turn
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings ``[tasks, examples, features]`` of inputs ``[tasks, examples, ...]``."""
@@ -60,4 +63,19 @@ class ProtoNet(Learner):
         return -squared_distances(query, class_means(support, episodes.support_y, episodes.ways))
 
     def loss(self, episodes: Episodes) -> Tensor:
+        if self.in_turn:
+            return self._loss_in_turn(episodes)
         return task_losses(self.predict(episodes), episodes.query_y).mean()
+
+    def _loss_in_turn(self, episodes: Episodes) -> Tensor:
+        y = torch.cat([episodes.support_y, episodes.query_y], dim=1)
+        z = self.embed(torch.cat([episodes.support_x, episodes.query_x], dim=1))
+        ways, turns = episodes.ways, y.shape[1] // episodes.ways
+        # Sorted by class: example t of class c stands at [c, t]. Every class needs as many examples.
+        z = z.gather(1, y.argsort(dim=1, stable=True).unsqueeze(-1).expand_as(z)).unflatten(1, (ways, turns))
+        flat = z.flatten(1, 2)
+        distances = squared_distances(flat, flat).unflatten(1, (ways, turns)).unflatten(3, (ways, turns))
+        # [task, true class, query, class, support]: the logits of a query are those of one support index.
+        log_p = (-distances).log_softmax(dim=3).diagonal(dim1=1, dim2=3)  # [task, query, support, true class]
+        others = ~torch.eye(turns, dtype=torch.bool, device=z.device)
+        return -log_p[:, others].mean()

@@ -13,6 +13,7 @@ LEARNERS = {
     "MAML": lambda: MAML(Conv4(3, 8, "stride"), inner_lr=0.4, steps=2),
     "FOMAML": lambda: MAML(Conv4(3, 8, "stride"), inner_lr=0.4, first_order=True),
     "ProtoNet": lambda: ProtoNet(Conv4(channels=8, norm="running")),
+    "ProtoNet in turn": lambda: ProtoNet(Conv4(channels=8, norm="running"), in_turn=True),
     "transductive ProtoNet": lambda: ProtoNet(Conv4(channels=8, norm="batch")),
     "FineTune": lambda: FineTune(Conv4(3, 8, "stride", norm="none"), inner_lr=0.1, steps=3),
     "PretrainedNearestMean": lambda: PretrainedNearestMean(Conv4(channels=8, norm="running"), classes=6),

@@ -56,3 +56,18 @@ def test_squared_distances_have_a_gradient_where_points_coincide():
     squared_distances(a, b).sum().backward()
     assert torch.isfinite(a.grad).all()
     assert torch.allclose(squared_distances(a, b), torch.cdist(a, b) ** 2, atol=1e-12)
+
+
+def test_the_loss_in_turn_is_the_mean_over_one_shot_splits(make_pool):
+    """Every index of the drawn examples once as the support, the others as queries, written as a loop."""
+    net = Conv4(channels=4, norm="none").double()
+    pool = make_pool(classes=6, instances=8, dtype=torch.float64)
+    episodes = EpisodeSampler(pool, 3, 1, 3).sample(2)
+    x = torch.cat([episodes.support_x, episodes.query_x], 1).unflatten(1, (4, 3))  # [tasks, index, ways, ...]
+    y = torch.arange(3).expand(2, 3)
+    losses = []
+    for turn in range(4):
+        rest = [index for index in range(4) if index != turn]
+        split = Episodes(x[:, turn], y, x[:, rest].flatten(1, 2), y.repeat(1, 3), episodes.classes)
+        losses.append(ProtoNet(net).loss(split))
+    assert torch.allclose(ProtoNet(net, in_turn=True).loss(episodes), torch.stack(losses).mean(), atol=1e-12)
