@@ -19,11 +19,11 @@ import typer
 
 from metabook import data as datasets
 from metabook import results
-from metabook.data.store import DataError
 from metabook.episodes import EpisodeSampler, TaskSource
+from metabook.files import UserError
 from metabook.learners import MAML, Learner, NearestNeighbour
 from metabook.recipes import Recipe, recipe
-from metabook.storage import StorageError, describe, load, read_tensors, save
+from metabook.storage import describe, load, read_tensors, save
 from metabook.training import choose_device, evaluate, fit, seed_everything
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def one_line_errors(out: Path | None = None) -> Iterator[None]:
     missing = [folder for folder in (out, *out.parents) if not folder.exists()] if out else []
     try:
         yield
-    except (ValueError, StorageError, DataError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, UserError) as error:
         for folder in missing:
             with suppress(OSError):  # it was not made, or is not empty
                 folder.rmdir()
@@ -130,7 +130,7 @@ def train(
         place, chosen = choose_device(device), recipe(learner, data)
         if plain:
             chosen = replace(chosen, within_group=0.0, distort=False, rotate=False)
-        given = dict(ways=ways, shots=shots, queries=queries, tasks=tasks)
+        given: dict[str, Any] = dict(ways=ways, shots=shots, queries=queries, tasks=tasks)
         chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
         arguments = {**chosen.fit, "tasks": chosen.tasks, "seed": seed, **({} if lr is None else {"lr": lr})}
         origin = {"data": data, "split": split, "background": background, **chosen.tasks_settings()}

@@ -7,7 +7,7 @@ attributes of the same name, so that a saved learner can be described in JSON an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -71,7 +71,11 @@ class BatchNorm(nn.Module):
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
-    kinds = {"batch": BatchNorm, "running": nn.BatchNorm2d, "none": lambda _: nn.Identity()}
+    kinds: dict[str, Callable[[int], nn.Module]] = {
+        "batch": BatchNorm,
+        "running": nn.BatchNorm2d,
+        "none": lambda _: nn.Identity(),
+    }
     if kind not in kinds:
         raise ValueError(f"norm must be one of {', '.join(kinds)}, not {kind!r}")
     return kinds[kind](channels)

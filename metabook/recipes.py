@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
-
 from metabook.learners import MAML, FineTune, Learner, PretrainedNearestMean, ProtoNet
 from metabook.nets import MLP, Conv4
 
@@ -51,19 +49,19 @@ class Recipe:
         return {name: getattr(self, name) for name in names}
 
 
-def _embedding() -> nn.Module:
+def _embedding() -> Conv4:
     return Conv4(channels=(32, 64, 128, 128), norm="running")
 
 
 def _maml(ways: int, classes: int, first_order: bool) -> Learner:
-    net = Conv4(ways, downsample="stride")
+    net = Conv4(ways, channels=32, downsample="stride")
     return MAML(net, inner_lr=0.4, steps=1, first_order=first_order, eval_steps=3)
 
 
 _ANNEALED = dict(lr=3e-3, cosine=True, weight_decay=0.05, average=0.98)
 _CHARACTERS = {
     "ProtoNet": Recipe(lambda *_: ProtoNet(_embedding(), in_turn=True), 32, 1, 3, 2, _ANNEALED),
-    "MAML": Recipe(_maml, 5, 1, 3, 16, dict(lr=2e-3, cosine=True, average=0.99)),
+    "MAML": Recipe(_maml, 5, 1, 3, 8, dict(lr=4e-3, cosine=True, average=0.99)),
     "PretrainedNearestMean": Recipe(lambda _, n, __: PretrainedNearestMean(_embedding(), n), 32, 1, 3, 2, _ANNEALED),
 }
 

@@ -1,15 +1,12 @@
 """Learners and run states on disk: one safetensors file each, described by JSON in its header.
 
-Nothing here is pickled, so opening a file never runs code from it; a file is written beside its
-place and renamed into it, so that it is whole or absent, whatever happens.
+Nothing here is pickled, so opening a file never runs code from it.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from metabook import learners, nets
+from metabook.files import UserError, replacing
 
 __all__ = ["StorageError", "build", "describe", "load", "read_tensors", "save", "write_bytes", "write_tensors"]
 
 
-class StorageError(RuntimeError):
+class StorageError(UserError):
     """A file that cannot be written or read, or is not what it should be; the message says what to do."""
 
 
@@ -32,9 +30,9 @@ def describe(module: nn.Module) -> dict[str, Any]:
     Works for learners and networks of metabook: their constructors keep each argument as an
     attribute of the same name (scikit-learn's convention).
     """
-    names, kind = inspect.signature(type(module)).parameters, type(module).__name__
-    if names.keys() == {"args", "kwargs"}:
-        names = {}  # no constructor of its own
+    names, kind = list(inspect.signature(type(module)).parameters), type(module).__name__
+    if names == ["args", "kwargs"]:
+        names = []  # no constructor of its own
     if not all(hasattr(module, name) for name in names):
         return {"class": kind, "layers": str(module)}  # a reader's own: enough to tell it from others, not to build it
     arguments = {name: getattr(module, name) for name in names}
@@ -51,7 +49,7 @@ def build(description: dict[str, Any]) -> nn.Module:
         If it names a class that is neither a learner nor a network of metabook.
     """
     arguments = {name: build(value) if isinstance(value, dict) else value for name, value in description.items()}
-    name = arguments.pop("class", None)
+    name = str(arguments.pop("class", None))
     for namespace in (learners, nets):
         kind = getattr(namespace, name) if name in namespace.__all__ else None
         if isinstance(kind, type) and issubclass(kind, nn.Module):
@@ -67,21 +65,12 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     StorageError
         If the place cannot be written (a full or read-only disk, a missing permission); nothing is left behind.
     """
-    path, temporary = Path(path), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with replacing(Path(path)) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
         raise StorageError(f"cannot write {path}: {reason}; free some space or name another folder") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path | str, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -140,6 +129,8 @@ def load(path: Path | str, device: str = "cpu") -> learners.Learner:
     if "learner" not in header:
         raise StorageError(f"{path} does not hold a learner")
     learner = build(header["learner"])
+    if not isinstance(learner, learners.Learner):
+        raise StorageError(f"{path} does not hold a learner")
     try:
         learner.load_state_dict(tensors)
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from metabook import data, storage
+from metabook import data
 from metabook.cli import app
 from metabook.storage import read_tensors
 
@@ -128,7 +128,7 @@ def test_the_checkpoint_of_another_learner_is_refused_and_kept(glyphs, tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.os, "fsync", _no_space)
+    monkeypatch.setattr(os, "fsync", _no_space)
     refused(run(*SINUSOIDS, "--out", tmp_path / "runs" / "x"), "cannot write", "No space left")
     assert not any(tmp_path.iterdir())
 

@@ -89,7 +89,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(code, words, tmp_pa
     def refuse(_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(storage.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match=words):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"

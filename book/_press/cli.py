@@ -16,7 +16,10 @@ from .flatten import Index
 from .layout import PROJECT, Book
 
 app = typer.Typer(
-    help="Make the book: notebooks, executed notebooks, pages.", no_args_is_help=True, add_completion=False
+    help="Make the book: notebooks, executed notebooks, pages.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 Folder = Annotated[Path, typer.Option("--book", help="Folder with _toc.yml.")]
@@ -139,6 +142,7 @@ def record(
     output: Output = None,
 ) -> None:
     """Measure the chapters, one at a time, into results/chapters.json, and renew the notebooks that show it."""
+    sys.path.insert(0, str(PROJECT))  # the package of this checkout, installed or not
     from metabook import results
 
     from . import execute as execution

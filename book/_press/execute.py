@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -231,6 +233,7 @@ async def _one(book: Book, page: Page, notebook: dict[str, Any], preset: str, fo
     watched = _watched(node, book, project)
     failure = await _execute(watched, preset, project)
     node.cells = watched.cells[1:-1]
+    _anonymise(node, project)
     if not failure:
         failure = _unexpected(node)
     done.parent.mkdir(parents=True, exist_ok=True)
@@ -314,6 +317,26 @@ def _unexpected(node: NotebookNode) -> str:
         if "raises-exception" in tags and not any(output.output_type == "error" for output in cell.outputs):
             return f"a cell tagged raises-exception raised nothing: {cell.source.splitlines()[0][:60]}"
     return ""
+
+
+def _anonymise(node: NotebookNode, project: Path) -> None:
+    """Take the places of this machine out of tracebacks and messages."""
+    folders = {str(project): "", str(Path(sys.prefix)): "python"}
+    folders |= {
+        f"~/{Path(f).relative_to(Path.home())}": to for f, to in folders.items() if Path(f).is_relative_to(Path.home())
+    }
+
+    def clean(text: str) -> str:
+        for folder, to in folders.items():
+            text = text.replace(f"{folder}{os.sep}", to and f"{to}{os.sep}")
+        return re.sub(r"[\w/.~-]*/ipykernel_\d+/\d+\.py", "cell", text)
+
+    for output in (output for cell in node.cells for output in cell.get("outputs", [])):
+        if output.output_type == "stream":
+            output.text = clean(output.text)
+        elif output.output_type == "error":
+            output.evalue = clean(output.evalue)
+            output.traceback = [clean(line) for line in output.traceback]
 
 
 def _said(node: NotebookNode) -> list[str]:

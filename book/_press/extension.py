@@ -77,10 +77,22 @@ def _keep_together(app: Sphinx, doctree: nodes.document) -> None:
             text.parent.replace(text, nodes.Text(joined))
 
 
+def _unique_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """sphinx-exercise gives the contents of all exercises the same id."""
+    for section in doctree.findall(nodes.section):
+        if section["ids"] in (["exercise-content"], ["solution-content"]):
+            section["ids"] = []
+
+
 def _trim_page(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Leave out the scripts that would fetch Thebe when a page is read."""
     for kind in ("script_files", "css_files"):
-        context[kind] = [file for file in context.get(kind, []) if "thebe" not in str(getattr(file, "filename", file))]
+        context[kind] = [file for file in context.get(kind, []) if "thebe" not in _words(file)]
+
+
+def _words(file: Any) -> str:
+    """Name and inline text of a script or style sheet."""
+    return f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()
 
 
 def _mathjax_files() -> Iterator[tuple[str, Path]]:
@@ -92,7 +104,7 @@ def _mathjax_files() -> Iterator[tuple[str, Path]]:
 
 
 def _finish(app: Sphinx, exception: Exception | None) -> None:
-    """Ship MathJax; drop source maps and Thebe."""
+    """Ship MathJax; drop source maps, Thebe, and the theme's templates."""
     if exception or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
@@ -101,7 +113,7 @@ def _finish(app: Sphinx, exception: Exception | None) -> None:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-    for path in [*static.rglob("*.map"), *static.glob("*thebe*")]:
+    for path in [*static.rglob("*.map"), *static.glob("*thebe*"), *static.glob("*macros.html")]:
         path.unlink()
 
 
@@ -110,6 +122,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("measured", Measured)
     app.connect("config-inited", _set_repository, priority=400)
     app.connect("doctree-read", _keep_together)
+    app.connect("doctree-resolved", _unique_ids)
     app.connect("html-page-context", _trim_page, priority=900)
     app.connect("build-finished", _finish)
     # Below _static of the pages and not of the sources: every script of the latter is put into every page.

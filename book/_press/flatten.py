@@ -378,7 +378,7 @@ class Flattener:
             case "term":
                 return f"*{text or target}*"
             case "glue:text" | "glue:" | "glue" | "glue:any":
-                return self._glued(content)
+                return self._glued(content, line)
             case "math":
                 return f"${content}$"
             case "sub" | "sup" | "kbd":
@@ -406,13 +406,16 @@ class Flattener:
     def _to(self, known: Label, label: str, text: str) -> str:
         return f"[{text}]({self._address(known.page)}#{label})"
 
-    def _glued(self, content: str) -> str:
+    def _glued(self, content: str, line: int) -> str:
         """The value of the last recorded run; without one, the name under which the notebook will compute it."""
         name, _, form = content.partition(":")
         value = self.record.get("glue", {}).get(name)
         if value is None:
             return f"`{name}`"
-        return format(float(value), form) if form else value
+        try:
+            return format(float(value), form) if form else value
+        except ValueError as error:
+            raise PressError(f"{self._at(line)}: {value!r} cannot be written as {form!r}") from error
 
     # --- Checks ---------------------------------------------------------------------------------------------------
 

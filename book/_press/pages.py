@@ -34,10 +34,14 @@ def build(book: Book, source: Path) -> Path:
     """
     index = book.build / "html" / "index.html"
     stamp = book.build / "html.stamp"
-    key = _key(book, source)
-    if index.exists() and stamp.exists() and stamp.read_text() == key:
+    machinery, everything = _keys(book, source)
+    before = stamp.read_text().split() if stamp.exists() and index.exists() else []
+    if before == [machinery, everything]:
         return index
     stamp.unlink(missing_ok=True)
+    if before[:1] != [machinery]:  # what makes the pages has changed: Sphinx would renew only those whose text has
+        for folder in (".doctrees", "html"):
+            shutil.rmtree(book.build / folder, ignore_errors=True)
     program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command = [*program, "build", str(source), "-W", "-n", "--keep-going", "-q"]
     command += ["--config", str(book.config_file), "--path-output", str(book.build.parent)]
@@ -48,7 +52,7 @@ def build(book: Book, source: Path) -> Path:
         shutil.rmtree(book.build / ".doctrees", ignore_errors=True)
         raise PressError("the pages could not be made: the messages above say where")
     _offer_twins(book)
-    stamp.write_text(key)
+    stamp.write_text(f"{machinery} {everything}")
     return index
 
 
@@ -60,15 +64,19 @@ def _offer_twins(book: Book) -> None:
         target.write_bytes(twins.serialise(twins.build(labels, page)))
 
 
-def _key(book: Book, source: Path) -> str:
-    files = [
-        *sorted(path for path in source.rglob("*") if path.is_file()),
-        book.config_file,
-        *sorted(_HERE.glob("*.py")),
-    ]
+def _keys(book: Book, source: Path) -> tuple[str, str]:
+    """Digests of what makes the pages, and of that and their sources."""
+    address = repository.find(book.config, book.folder).encode()
     lock = PROJECT / "requirements" / "lock.txt"
-    hashed = hashlib.sha256(repository.find(book.config, book.folder).encode())
-    for path in [*files, *filter(Path.exists, [lock])]:
+    tools = [book.config_file, *sorted(_HERE.glob("*.py")), *filter(Path.exists, [lock]), *source.glob("_toc.yml")]
+    texts = sorted(path for path in source.rglob("*") if path.is_file())
+    machinery = _digest(tools, address)
+    return machinery, _digest(texts, machinery.encode())
+
+
+def _digest(files: list[Path], start: bytes) -> str:
+    hashed = hashlib.sha256(start)
+    for path in files:
         hashed.update(str(path).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return hashed.hexdigest()
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import pooch
 from tqdm import tqdm
+
+from metabook.files import UserError, replacing
 
 __all__ = [
     "DataError",
@@ -42,15 +43,12 @@ _log = logging.getLogger("metabook")
 _said: set[str] = set()
 
 
-class DataError(RuntimeError):
+class DataError(UserError):
     """Data that is missing, damaged or cannot be stored; the message is one line and says what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 class _DownloadError(Exception):
-    """One address failed; another may do."""
+    """One address failed; the next may serve."""
 
 
 def data_folder() -> Path | None:
@@ -171,15 +169,8 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     OSError
         If the folder cannot be written to or has no room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def load_npz(path: Path) -> Arrays | None:

@@ -13,6 +13,7 @@ from metabook.episodes import Episodes
 from metabook.learners.base import Learner, task_losses
 from metabook.learners.maml import GradientLearner
 from metabook.learners.prototypes import ProtoNet, squared_distances
+from metabook.nets import Conv4
 
 __all__ = ["FineTune", "NearestNeighbour", "PretrainedNearestMean"]
 
@@ -60,13 +61,13 @@ class PretrainedNearestMean(ProtoNet):
 
     Parameters
     ----------
-    net : Module
-        The embedding, with an attribute ``features`` that gives its size.
+    net : Conv4
+        The embedding; its attribute ``features`` gives its size.
     classes : int
         Number of classes in the training pool.
     """
 
-    def __init__(self, net: nn.Module, classes: int) -> None:
+    def __init__(self, net: Conv4, classes: int) -> None:
         super().__init__(net)
         self.classes = classes
         self.head = nn.Linear(net.features, classes)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 from _press import execute, weave
+from _press.cli import app
 from _press.errors import PressError
 from _press.layout import Book
+from typer.testing import CliRunner
 
 PARAMETERS = """\
 ```{code-cell} ipython3
@@ -170,19 +173,49 @@ def test_costs_are_measured_in_the_kernel(write_book: Callable[..., Book], run: 
 def test_chapters_run_on_the_python_of_the_press_and_leave_nothing_behind(
     write_book: Callable[..., Book], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     kernels = tmp_path / "jupyter" / "kernels" / "python3"
     kernels.mkdir(parents=True)
     (kernels / "kernel.json").write_text(
         json.dumps({"argv": ["/nowhere/python"], "display_name": "x", "language": "python"})
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    code = "import sys\n\nopen('left.txt', 'w').close()\nprint(sys.executable)"
+    code = f"import sys\n\nopen('left.txt', 'w').close()\nprint(sys.executable == {sys.executable!r})"
     book = write_book({"page": chapter(code)})
     assert fresh(run(book)) == {"page"}
-    assert output(book, "page").strip() == sys.executable
+    assert output(book, "page") == "True\n"
     assert not list(tmp_path.rglob("left.txt"))
+
+
+def test_outputs_do_not_name_places_of_this_machine(write_book: Callable[..., Book], project: Path, run: Run) -> None:
+    code = (
+        ":tags: [raises-exception]\nimport warnings\nfrom metabook.results import read\n\n"
+        "warnings.warn('careful')\nread('absent.json')"
+    )
+    book = write_book({"page": chapter(code)})
+    outcome = run(book)["page"]
+    text = (book.executed("smoke") / "page.ipynb").read_text()
+    assert "metabook/results.py" in text
+    assert str(project) not in text
+    assert "ipykernel_" not in text
+    assert "careful" in outcome.warnings[0]
+
+
+def test_recording_fills_the_table_and_the_values_of_the_notebooks(write_book: Callable[..., Book]) -> None:
+    code = (
+        "from IPython.display import display\n\nprefix = 'application/papermill.record/'\n"
+        "scrap = {'name': 'preset', 'mime_prefix': prefix}\n"
+        "display({prefix + 'text/plain': preset}, raw=True, metadata={'scrapbook': scrap})"
+    )
+    page = chapter(code) + "\nAt {glue:text}`preset`.\n\n:::{measured}\n:::\n"
+    book = write_book({"page": page})
+    done = CliRunner().invoke(app, ["record", "--book", str(book.folder)])
+    assert done.exit_code == 0, done.output
+    record = json.loads((book.records / "chapters.json").read_text())["chapters"]["page"]
+    assert set(record["presets"]) == {"smoke", "book"}
+    twin = (book.folder / "page.ipynb").read_text()
+    assert "At book." in twin
+    assert "| `smoke` |" in twin
+    assert "| `book` |" in twin
 
 
 def test_weaving_puts_outputs_into_the_source(write_book: Callable[..., Book], run: Run) -> None:

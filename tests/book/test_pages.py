@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
 
 import pytest
 from _press import execute, pages, weave
+from _press.errors import PressError
 from _press.layout import Book
 from bs4 import BeautifulSoup, Tag
 
@@ -149,6 +153,43 @@ def test_downloads_are_the_notebooks_that_any_viewer_can_show(site: Path, real_b
         assert (site / "_sources" / f"{page.name}.ipynb").read_bytes() == page.twin.read_bytes()
 
 
+def test_a_warning_stops_the_press_every_time(
+    write_book: Callable[..., Book], capfd: pytest.CaptureFixture[str]
+) -> None:
+    book = write_book({"page": "# Page\n\n[](#nowhere)\n"})
+    for _ in range(2):  # Sphinx alone is silent the second time, about a page that it need not read again
+        with pytest.raises(PressError, match="the pages could not be made"):
+            pages.build(book, weave.sources(book, "smoke"))
+        assert "nowhere" in capfd.readouterr().err
+    write_book({"page": "# Page\n"})
+    assert pages.build(book, weave.sources(book, "smoke")).exists()
+
+
+def test_pages_are_made_anew_only_when_something_changed(write_book: Callable[..., Book]) -> None:
+    book = write_book({"page": "# Page\n"})
+    index = pages.build(book, weave.sources(book, "smoke"))
+    made = index.stat().st_mtime_ns
+    assert pages.build(book, weave.sources(book, "smoke")).stat().st_mtime_ns == made
+    write_book({"page": "# Another title\n"})
+    pages.build(book, weave.sources(book, "smoke"))
+    assert "Another title" in (index.parent / "page.html").read_text()
+
+
+def test_the_pages_are_served_on_this_machine(site: Path, real_book: Book) -> None:
+    press = Path(pages.__file__).parent
+    command = [sys.executable, str(press), "serve", "--port", "0", "--book", str(real_book.folder)]
+    command += ["--output", str(site.parent.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
+            assert address.startswith("http://127.0.0.1:")
+            with urlopen(address) as answer:
+                assert b"<html" in answer.read()
+        finally:
+            server.terminate()
+
+
 # --- In a browser -------------------------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -205,7 +246,8 @@ def readable(svg) -> bool:
             let under = element;
             while (under && ['rgba(0, 0, 0, 0)', 'transparent'].includes(getComputedStyle(under).backgroundColor))
                 under = under.parentElement;
-            return [getComputedStyle(element).color, under ? getComputedStyle(under).backgroundColor : 'rgb(255, 255, 255)'];
+            const paper = under ? getComputedStyle(under).backgroundColor : 'rgb(255, 255, 255)';
+            return [getComputedStyle(element).color, paper];
         }"""
     )
     ink, paper = ([int(float(part)) for part in re.findall(r"[\d.]+", colour)[:3]] for colour in colours)

@@ -1,0 +1,162 @@
+"""Every learner on the same few-shot tasks with the same budget of CPU time.
+
+Writes ``results/few_shot_<data>.json``. Each training run is kept under ``_build/benchmarks``, so that an
+interrupted benchmark goes on where it was; ``--fresh`` starts anew.
+
+    python benchmarks/few_shot.py --data glyphs --budget 100 --jobs 2
+    METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from tqdm import tqdm
+
+from metabook import EpisodeSampler, Evaluation, data, evaluate, fit, results, seed_everything
+from metabook.learners import FineTune, Learner, NearestNeighbour
+from metabook.nets import Conv4
+from metabook.recipes import recipe
+from metabook.storage import load, save, write_bytes
+
+WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
+KINDS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w1s": (20, 1)}
+LEARNERS = {
+    "NearestNeighbour": "Nearest neighbour on pixels",
+    "FineTune": "Fine-tuning from scratch",
+    "PretrainedNearestMean": "Pre-trained, nearest mean",
+    "ProtoNet": "Prototypical Network",
+    "MAML": "MAML",
+    "FOMAML": "First-order MAML",
+}
+META = ("ProtoNet", "MAML", "FOMAML")
+TEST_TASKS = 600
+SCRATCH_TASKS = 200  # of each seed: fine-tuning from scratch trains a network a task
+
+
+def pilot_seconds(learner: Learner, source: EpisodeSampler, arguments: dict[str, Any]) -> float:
+    """CPU seconds of a training step."""
+    copy = deepcopy(learner)
+    fit(copy, source, steps=2, **arguments, progress=False)
+    started = time.process_time()
+    fit(copy, source, steps=8, **arguments, progress=False)
+    return (time.process_time() - started) / 8
+
+
+def trained(
+    name: str, seed: int, dataset: str, options: dict[str, str], budget: float, folder: Path
+) -> tuple[Learner, int, float]:
+    """The learner after ``budget`` CPU seconds of meta-training, the steps that these were, and their CPU time."""
+    seed_everything(seed)
+    if name == "NearestNeighbour":
+        return NearestNeighbour(), 0, 0.0
+    file, note = folder / f"{name}-{seed}.safetensors", folder / f"{name}-{seed}.json"
+    if file.exists() and note.exists():
+        return load(file), *json.loads(note.read_text())
+    chosen = recipe("MAML" if name == "FOMAML" else name, dataset)
+    pool = data.load(dataset, "train+validation", **options)
+    pool = data.rotations(pool) if chosen.rotate else pool
+    source = EpisodeSampler(
+        pool,
+        chosen.ways,
+        chosen.shots,
+        chosen.queries,
+        seed=seed,
+        within_group=chosen.within_group,
+        transform=data.distort if chosen.distort else None,
+    )
+    learner = chosen.build(chosen.ways, len(pool), name == "FOMAML")
+    arguments = {**chosen.fit, "tasks": chosen.tasks, "seed": seed}
+    steps = max(1, round(budget / pilot_seconds(learner, source, arguments)))
+    started = time.process_time()
+    fit(learner, source, steps=steps, **arguments, progress=False)
+    seconds = time.process_time() - started
+    save(learner, file)
+    write_bytes(note, json.dumps([steps, seconds]).encode())
+    return learner, steps, seconds
+
+
+def measure(name: str, seed: int, dataset: str, options: dict[str, str], budget: float, folder: Path) -> dict[str, Any]:
+    """Train one learner with one seed and score it on every kind of task that it can solve."""
+    torch.set_num_threads(1)
+    learner, steps, seconds = (
+        trained(name, seed, dataset, options, budget, folder) if name != "FineTune" else (None, 0, 0.0)
+    )
+    pool, scores = data.load(dataset, "test"), {}
+    for kind, (ways, shots) in KINDS.items():
+        source = EpisodeSampler(pool, ways, shots, 15, seed=1)
+        judged, tasks = learner, TEST_TASKS
+        if name == "FineTune":
+            seed_everything(seed)
+            judged, tasks = (
+                FineTune(Conv4(ways, channels=32, downsample="stride"), inner_lr=0.1, steps=30),
+                SCRATCH_TASKS,
+            )
+        elif getattr(getattr(judged, "net", None), "outputs", None) not in (None, ways):
+            continue  # a head of another number of ways
+        result = evaluate(judged, source, tasks=tasks)
+        scores[kind] = (result.scores[0].tolist(), result.transductive)
+    return {"name": name, "seed": seed, "steps": steps, "cpu_seconds": seconds, "scores": scores}
+
+
+def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the record: a learner over its seeds."""
+    test: dict[str, Any] = {}
+    for kind in KINDS:
+        scores = [run["scores"][kind] for run in runs if kind in run["scores"]]
+        test[kind] = Evaluation(np.array([s for s, _ in scores]), "accuracy", scores[0][1]).record() if scores else None
+    return {
+        "learner": name,
+        "label": LEARNERS[name],
+        "meta": name in META,
+        "transductive": test["5w1s"]["transductive"],
+        "steps": [run["steps"] for run in runs],
+        "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
+        "test": test,
+    }
+
+
+def main(
+    dataset: Annotated[str, typer.Option("--data")] = "glyphs",
+    background: Annotated[str | None, typer.Option(help="Omniglot's training alphabets.")] = None,
+    budget: Annotated[float, typer.Option(help="CPU seconds of meta-training a run.")] = 100.0,
+    seeds: int = 3,
+    jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
+) -> None:
+    """Train and evaluate every learner, and write the record."""
+    options = {} if background is None else {"background": background}
+    folder = WORK / f"few_shot_{dataset}_{background}_{budget:g}"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    data.load(dataset, "test")  # made once, before the processes need it
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LEARNERS}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        todo = [
+            (name, seed)
+            for seed in range(seeds)
+            for name in reversed(LEARNERS)
+            if name != "NearestNeighbour" or not seed
+        ]
+        futures = [pool.submit(measure, name, seed, dataset, options, budget, folder) for name, seed in todo]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+            run = future.result()
+            runs[run["name"]].append(run)
+    settings = {"data": dataset, **options, "test_split": "test", "queries": 15, "threads": 1}
+    record = {"settings": settings, "budget_cpu_seconds": budget, "seeds": list(range(seeds))}
+    rows = [row(name, sorted(runs[name], key=lambda run: run["seed"])) for name in LEARNERS]
+    typer.echo(results.write(f"few_shot_{dataset}", {**record, "rows": rows}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
