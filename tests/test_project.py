@@ -151,11 +151,8 @@ def test_setup_never_installs_outside_of_a_venv(tmp_path, half):
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     python = tmp_path / "python"
     real = sys._base_executable
-    python.write_text(f'#!/bin/sh
-echo "$@" >> {tmp_path}/calls
-[ "$1" = -c ] && exec {real} "$@"
-exit 3
-')
+    lines = ["#!/bin/sh", f'echo "$@" >> {tmp_path}/calls', f'[ "$1" = -c ] && exec {real} "$@"', "exit 3", ""]
+    python.write_text("\n".join(lines))
     python.chmod(0o755)
     if half != "nothing":
         (tmp_path / ".venv" / "bin").mkdir(parents=True)

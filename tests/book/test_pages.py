@@ -16,6 +16,7 @@ from _press import execute, pages, weave
 from _press.errors import PressError
 from _press.layout import Book
 from bs4 import BeautifulSoup, Tag
+from filelock import FileLock
 
 PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.html, pytest.mark.slow]
@@ -24,11 +25,13 @@ pytestmark = [pytest.mark.html, pytest.mark.slow]
 @pytest.fixture(scope="session")
 def site(real_book: Book) -> Path:
     """Folder of the pages: those of ``make book`` where they are up to date, otherwise made at the smoke preset."""
-    if not execute.stale(real_book, "book"):
-        return pages.build(real_book, weave.sources(real_book, "book")).parent
-    book = Book.at(real_book.folder, output=real_book.build / "tests")
-    assert execute.failures(execute.run(book, "smoke")) == []
-    return pages.build(book, weave.sources(book, "smoke")).parent
+    real_book.build.mkdir(exist_ok=True)
+    with FileLock(real_book.build / "tests.lock"):  # workers of pytest-xdist share the folder: one makes the pages
+        if not execute.stale(real_book, "book"):
+            return pages.build(real_book, weave.sources(real_book, "book")).parent
+        book = Book.at(real_book.folder, output=real_book.build / "tests")
+        assert execute.failures(execute.run(book, "smoke")) == []
+        return pages.build(book, weave.sources(book, "smoke")).parent
 
 
 @pytest.fixture(scope="session")
