@@ -1,10 +1,11 @@
-"""Every learner on the same few-shot tasks with the same budget of CPU time.
+r"""Every learner on the same few-shot tasks with the same budget of CPU time.
 
 Writes ``results/few_shot_<data>.json``. Each training run is kept under ``_build/benchmarks``, so that an
 interrupted benchmark goes on where it was; ``--fresh`` starts anew.
 
     python benchmarks/few_shot.py --data glyphs --budget 100 --jobs 2
-    METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2
+    METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2 \
+        --only NearestNeighbour --only PretrainedNearestMean --only ProtoNet --only MAML
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main(
     dataset: Annotated[str, typer.Option("--data")] = "glyphs",
     background: Annotated[str | None, typer.Option(help="Omniglot's training alphabets.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A learner to measure; give it once for each.")] = None,
     budget: Annotated[float, typer.Option(help="CPU seconds of meta-training a run.")] = 100.0,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
@@ -140,13 +142,12 @@ def main(
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     data.load(dataset, "test")  # made once, before the processes need it
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LEARNERS}
+    if unknown := set(only or ()) - set(LEARNERS):
+        raise typer.BadParameter(f"{', '.join(unknown)}: take some of {', '.join(LEARNERS)}")
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LEARNERS if not only or name in only}
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         todo = [
-            (name, seed)
-            for seed in range(seeds)
-            for name in reversed(LEARNERS)
-            if name != "NearestNeighbour" or not seed
+            (name, seed) for seed in range(seeds) for name in reversed(runs) if name != "NearestNeighbour" or not seed
         ]
         futures = [pool.submit(measure, name, seed, dataset, options, budget, folder) for name, seed in todo]
         for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
@@ -154,7 +155,7 @@ def main(
             runs[run["name"]].append(run)
     settings = {"data": dataset, **options, "test_split": "test", "queries": 15, "threads": 1}
     record = {"settings": settings, "budget_cpu_seconds": budget, "seeds": list(range(seeds))}
-    rows = [row(name, sorted(runs[name], key=lambda run: run["seed"])) for name in LEARNERS]
+    rows = [row(name, sorted(runs[name], key=lambda run: run["seed"])) for name in runs]
     typer.echo(results.write(f"few_shot_{dataset}", {**record, "rows": rows}))
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -47,18 +47,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
 @contextmanager
-def one_line_errors(out: Path | None = None) -> Iterator[None]:
-    """Say what a user can mend in one line on standard error and exit with 2.
-
-    Folders that the command made and could not fill are taken away again.
-    """
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()] if out else []
+def one_line_errors() -> Iterator[None]:
+    """Say what a user can mend in one line on standard error and exit with 2."""
     try:
         yield
     except (ValueError, FloatingPointError, UserError) as error:
-        for folder in missing:
-            with suppress(OSError):  # it was not made, or is not empty
-                folder.rmdir()
         typer.echo(f"metabook: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
 
@@ -124,7 +117,7 @@ def train(
 
     --minutes is turned into a number of steps by timing the first ones, so that the run can be resumed exactly.
     """  # noqa: D301 (click keeps the lines after a backspace)
-    with one_line_errors(out):
+    with one_line_errors():
         if iterations is not None and minutes is not None:
             raise ValueError("give --iterations or --minutes, not both")
         place, chosen = choose_device(device), recipe(learner, data)

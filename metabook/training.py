@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from metabook.episodes import Episodes, TaskSource
 from metabook.learners import Learner, task_losses

@@ -281,6 +281,7 @@ async def _execute(node: NotebookNode, preset: str, project: Path) -> str:
         kernel_name="python3",
         kernel_manager_class=_KernelManager,
         record_timing=False,
+        coalesce_streams=True,  # what one cell prints is one text, however slowly it came
         resources={"metadata": {"path": folder}},
     )
     started: list[int] = []

@@ -24,7 +24,7 @@ import numpy as np
 import pooch
 from tqdm import tqdm
 
-from metabook.files import UserError, replacing
+from metabook.files import UserError, folder_of, replacing
 
 __all__ = [
     "DataError",
@@ -131,27 +131,27 @@ def _download(url: str, target: Path, known_hash: str) -> Path:
     # pooch announces each download in a long line of its own; the progress bar is enough.
     pooch.get_logger().setLevel(logging.WARNING)
     # pooch puts in the true total; a bar without one has no truth value, for which pooch asks first.
-    with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, leave=False, delay=0.5) as bar:
-        get = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=(CONNECT_SECONDS, READ_SECONDS))
-        try:
+    bar = tqdm(desc=target.name, total=1, unit="B", unit_scale=True, leave=False, delay=0.5)
+    get = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=(CONNECT_SECONDS, READ_SECONDS))
+    try:
+        with folder_of(target), bar:
             pooch.retrieve(url, known_hash, fname=target.name, path=target.parent, downloader=get)
-        except requests.exceptions.Timeout:
-            raise _DownloadError("cannot be downloaded (no answer in time)") from None
-        except requests.exceptions.ConnectionError:
-            raise _DownloadError("cannot be downloaded (no connection)") from None
-        except requests.exceptions.HTTPError as error:
-            status = error.response.status_code if error.response is not None else "error"
-            raise _DownloadError(f"cannot be downloaded (HTTP {status})") from None
-        except requests.exceptions.RequestException as error:
-            raise _DownloadError(f"cannot be downloaded ({type(error).__name__})") from None
-        except OSError as error:  # after the above, which are OSErrors as well
-            reason = error.strerror or str(error)
-            raise DataError(
-                f"{target.name}: cannot be stored in {target.parent} ({reason}): "
-                "set METABOOK_CACHE to a folder with room"
-            ) from None
-        except ValueError:  # pooch's error for a wrong hash
-            raise _DownloadError(f"what {url} sends is not the known file (wrong hash)") from None
+    except requests.exceptions.Timeout:
+        raise _DownloadError("cannot be downloaded (no answer in time)") from None
+    except requests.exceptions.ConnectionError:
+        raise _DownloadError("cannot be downloaded (no connection)") from None
+    except requests.exceptions.HTTPError as error:
+        status = error.response.status_code if error.response is not None else "error"
+        raise _DownloadError(f"cannot be downloaded (HTTP {status})") from None
+    except requests.exceptions.RequestException as error:
+        raise _DownloadError(f"cannot be downloaded ({type(error).__name__})") from None
+    except OSError as error:  # after the above, which are OSErrors as well
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"{target.name}: cannot be stored in {target.parent} ({reason}): set METABOOK_CACHE to a folder with room"
+        ) from None
+    except ValueError:  # pooch's error for a wrong hash
+        raise _DownloadError(f"what {url} sends is not the known file (wrong hash)") from None
     return target
 
 
