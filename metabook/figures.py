@@ -27,7 +27,7 @@ from torch import Tensor
 
 from metabook.episodes import Episodes
 
-__all__ = ["COLOURS", "STYLE", "Rendered", "bars", "curves", "episode", "images", "show"]
+__all__ = ["COLOURS", "STYLE", "Rendered", "bars", "curves", "episode", "images", "show", "table"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#9a3df5", "#ca749f")
 """The colour cycle: at least 3:1 against white and against #121212, and told apart without full colour vision."""
@@ -478,3 +478,36 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     last = np.arange(1, len(values) + 1)
     first = np.maximum(last - window, 0)
     return (total[last] - total[first]) / (last - first)
+
+
+def table(head: Sequence[Any], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Rendered:
+    """A table for the page, in its theme's colours.
+
+    Parameters
+    ----------
+    head : sequence
+        Names of the columns.
+    rows : sequence of sequences
+        Anything with a text: an ``Evaluation`` shows as mean and confidence interval.
+    caption : str, optional
+
+    Returns
+    -------
+    Rendered
+
+    Raises
+    ------
+    ValueError
+        If a row has not as many cells as the head.
+    """
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"a row has {len(row)} cells, but the head has {len(head)}: {[str(cell) for cell in row]}")
+
+    def line(cells: Sequence[Any], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    text = "\n".join("  ".join(str(cell) for cell in cells) for cells in [head, *rows])
+    return Rendered(f'<table class="table">{above}<thead>{line(head, "th")}</thead><tbody>{body}</tbody></table>', text)

@@ -250,3 +250,13 @@ def test_curves_refuse_what_they_cannot_draw(series: dict, options: dict, messag
     with pytest.raises(ValueError, match=message):
         figures.curves(series, **options)
     plt.close("all")
+
+
+def test_a_table_escapes_its_cells_and_has_a_plain_form():
+    shown = figures.table(["learner", "a < b"], [["x", 1], ["y & z", 2]], caption="c > d")
+    assert "<th>a &lt; b</th>" in shown.html
+    assert "<td>y &amp; z</td><td>2</td>" in shown.html
+    assert "<caption>c &gt; d</caption>" in shown.html
+    assert repr(shown).splitlines() == ["learner  a < b", "x  1", "y & z  2"]
+    with pytest.raises(ValueError, match="a row has 1 cells, but the head has 2"):
+        figures.table(["a", "b"], [["x"]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import vmap
 
 from metabook.episodes import Episodes
 from metabook.learners.base import Learner, task_losses
@@ -54,6 +55,8 @@ class ProtoNet(Learner):
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings ``[tasks, examples, features]`` of inputs ``[tasks, examples, ...]``."""
+        if self.transductive:
+            return vmap(self.net)(x)  # each task is normalised by itself: tasks must not see each other
         return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def predict(self, episodes: Episodes) -> Tensor:

@@ -39,10 +39,7 @@ def test_tasks_do_not_see_each_other(name, source):
     learner, episodes = LEARNERS[name]().eval(), source.sample(4)
     with torch.no_grad():
         together, alone = learner.predict(episodes), learner.predict(episodes[1:2])
-    if name == "transductive ProtoNet":  # its batch is all tasks at once
-        assert not torch.allclose(together[1:2], alone, atol=1e-5)
-    else:
-        assert torch.allclose(together[1:2], alone, atol=1e-4)
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -71,9 +68,8 @@ def test_the_loss_is_a_mean_over_tasks_and_reaches_every_parameter(name, source)
     episodes = source.sample(4)
     loss = learner.loss(episodes)
     assert loss.shape == ()
-    if name != "transductive ProtoNet":
-        each = torch.stack([learner.loss(episodes[t : t + 1]) for t in range(4)])
-        assert torch.allclose(loss, each.mean(), atol=1e-4)
+    each = torch.stack([learner.loss(episodes[t : t + 1]) for t in range(4)])
+    assert torch.allclose(loss, each.mean(), atol=1e-4)
     learner.train()
     learner.accumulate_gradients(episodes)
     assert all(
