@@ -27,7 +27,7 @@ from tqdm import tqdm
 from metabook import EpisodeSampler, Evaluation, data, evaluate, fit, results, seed_everything
 from metabook.learners import FineTune, Learner, NearestNeighbour
 from metabook.nets import Conv4
-from metabook.recipes import recipe
+from metabook.recipes import recipe, task_source
 from metabook.storage import load, save, write_bytes
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
@@ -65,18 +65,9 @@ def trained(
     if file.exists() and note.exists():
         return load(file), *json.loads(note.read_text())
     chosen = recipe("MAML" if name == "FOMAML" else name, dataset)
-    pool = data.load(dataset, "train+validation", **options)
-    pool = data.rotations(pool) if chosen.rotate else pool
-    source = EpisodeSampler(
-        pool,
-        chosen.ways,
-        chosen.shots,
-        chosen.queries,
-        seed=seed,
-        within_group=chosen.within_group,
-        transform=data.distort if chosen.distort else None,
-    )
-    learner = chosen.build(chosen.ways, len(pool), name == "FOMAML")
+    settings = {"background": options.get("background"), **chosen.tasks_settings(), "seed": seed}
+    source = task_source(dataset, "train+validation", **settings, device="cpu")
+    learner = chosen.build(chosen.ways, len(source.data), name == "FOMAML")
     arguments = {**chosen.fit, "tasks": chosen.tasks, "seed": seed}
     steps = max(1, round(budget / pilot_seconds(learner, source, arguments)))
     started = time.process_time()

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from metabook import data as datasets
@@ -22,7 +21,7 @@ from metabook import results
 from metabook.episodes import EpisodeSampler, TaskSource
 from metabook.files import UserError
 from metabook.learners import MAML, Learner, NearestNeighbour
-from metabook.recipes import Recipe, recipe
+from metabook.recipes import Recipe, recipe, task_source
 from metabook.storage import describe, load, read_tensors, save
 from metabook.training import choose_device, evaluate, fit, seed_everything
 
@@ -54,36 +53,6 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, FloatingPointError, UserError) as error:
         typer.echo(f"metabook: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
-
-
-def task_source(
-    data: str,
-    split: str,
-    *,
-    background: str | None,
-    ways: int,
-    shots: int,
-    queries: int,
-    seed: int,
-    device: torch.device,
-    within_group: float = 0.0,
-    distort: bool = False,
-    rotate: bool = False,
-) -> TaskSource:
-    """The tasks of a data set, for training or for evaluation."""
-    if data == "sinusoids":
-        return datasets.Sinusoids(shots, queries, seed=seed, device=device)
-    pool = datasets.load(data, split, **({} if background is None else {"background": background}))
-    return EpisodeSampler(
-        datasets.rotations(pool) if rotate else pool,
-        ways,
-        shots,
-        queries,
-        seed=seed,
-        within_group=within_group,
-        transform=datasets.distort if distort else None,
-        device=device,
-    )
 
 
 @app.command()

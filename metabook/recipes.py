@@ -1,4 +1,4 @@
-"""How the command line trains each learner: the network, the tasks and the optimiser that suit it."""
+"""Recipes: the network, the tasks and the optimiser that suit each learner on each data set."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
+from metabook import data as data_sets
+from metabook.episodes import EpisodeSampler, TaskSource
 from metabook.learners import MAML, FineTune, Learner, PretrainedNearestMean, ProtoNet
 from metabook.nets import MLP, Conv4
 
-__all__ = ["RECIPES", "Recipe", "recipe"]
+__all__ = ["RECIPES", "Recipe", "recipe", "task_source"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,33 @@ def recipe(learner: str, data: str) -> Recipe:
     if any(learner in others for others in RECIPES.values()):
         raise ValueError(f"{learner} cannot be trained on {data}: take {', '.join(known)}")
     raise ValueError(f"there is no learner called {learner!r}: take {', '.join(known)}")
+
+
+def task_source(
+    data: str,
+    split: str,
+    *,
+    background: str | None,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    device: torch.device | str,
+    within_group: float = 0.0,
+    distort: bool = False,
+    rotate: bool = False,
+) -> TaskSource:
+    """The tasks of a data set, for training or for evaluation."""
+    if data == "sinusoids":
+        return data_sets.Sinusoids(shots, queries, seed=seed, device=device)
+    pool = data_sets.load(data, split, **({} if background is None else {"background": background}))
+    return EpisodeSampler(
+        data_sets.rotations(pool) if rotate else pool,
+        ways,
+        shots,
+        queries,
+        seed=seed,
+        within_group=within_group,
+        transform=data_sets.distort if distort else None,
+        device=device,
+    )
