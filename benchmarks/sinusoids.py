@@ -30,6 +30,7 @@ LEARNERS = {
 STEPS = (0, 1, 5, 10)
 TRAIN = dict(tasks=25, lr=1e-3, cosine=True)
 INNER_LR, SHOTS, TEST_TASKS = 0.01, (5, 10), 600
+DIVERGED = 1000.0  # the largest amplitude is 5: no curve can be that far off
 
 
 def measure(name: str, seed: int, iterations: int) -> dict[str, Any]:
@@ -50,6 +51,16 @@ def measure(name: str, seed: int, iterations: int) -> dict[str, Any]:
     return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": scores}
 
 
+def summary(scores: np.ndarray) -> dict[str, Any]:
+    """Mean error with its intervals; where the adaptation diverged on some tasks, their share and the median."""
+    scores = np.nan_to_num(scores, nan=np.inf)
+    record = Evaluation(np.minimum(scores, DIVERGED), "mse", False).record()
+    record |= {"median": float(np.median(scores)), "diverged": float((scores >= DIVERGED).mean())}
+    if record["diverged"]:
+        record |= dict.fromkeys(("mean", "ci95", "seeds_ci95", "seed_means"))  # a mean would say nothing
+    return record
+
+
 def main(
     iterations: int = 20_000, seeds: int = 3, jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2
 ) -> None:
@@ -64,10 +75,7 @@ def main(
     for name, each in runs.items():
         each.sort(key=lambda run: run["seed"])
         mse = {
-            shots: {
-                str(step): Evaluation(np.array([run["scores"][shots][step] for run in each]), "mse", False).record()
-                for step in STEPS
-            }
+            shots: {str(step): summary(np.array([run["scores"][shots][step] for run in each])) for step in STEPS}
             for shots in SHOTS
         }
         rows.append(

@@ -28,7 +28,7 @@ def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
     name : str
         File name without ``.json``.
     data : dict
-        JSON-ready; say the seeds and the settings in it.
+        JSON-ready, every number finite; say the seeds and the settings in it.
     folder : path
         Default: the checkout's ``results/``.
 
@@ -36,10 +36,17 @@ def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
     -------
     Path
         The file written.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite: JSON has no word for it.
+    StorageError
+        If the file cannot be written.
     """
     record = {"measured": circumstances(), **data}
     path = Path(folder) / f"{name}.json"
-    write_bytes(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
 
 

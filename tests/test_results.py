@@ -13,6 +13,12 @@ def test_a_record_says_how_it_was_measured(tmp_path, monkeypatch):
     assert {"date", "commit", "python", "torch", "device", "threads"} <= set(record["measured"])
 
 
+def test_a_number_that_json_cannot_say_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.write("speed", {"seconds": float("inf")}, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_missing_record_is_named_with_those_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "_CHECKOUT", tmp_path)
     results.write("speed", {}, tmp_path)
