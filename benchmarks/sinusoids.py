@@ -2,7 +2,7 @@
 
 Writes ``results/sinusoids.json``: the mean squared error on new tasks after 0 to 10 adaptation steps.
 
-    python benchmarks/sinusoids.py --iterations 20000 --jobs 2
+    python benchmarks/sinusoids.py --jobs 2
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def summary(scores: np.ndarray) -> dict[str, Any]:
 
 
 def main(
-    iterations: int = 20_000, seeds: int = 3, jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2
+    iterations: int = 8_000, seeds: int = 3, jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2
 ) -> None:
     """Train and evaluate, and write the record."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LEARNERS}
