@@ -128,9 +128,7 @@ def fit(
     run = _Run(
         learner,
         optimiser=torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay),
-        averaged=AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(average), use_buffers=True)
-        if average
-        else None,
+        averaged=_moving_average(learner, average) if average else None,
         settings=dict(
             steps=steps,
             tasks=tasks,
@@ -149,13 +147,10 @@ def fit(
         run.write(Path(checkpoint))  # a place that cannot be written is found out before the work, not after
     started = saved = time.monotonic()
     learner.train()
-    with (
-        torch.random.fork_rng(),
-        tqdm(
-            total=steps, initial=len(run.history.losses), disable=not progress, unit="step", desc="meta-training"
-        ) as bar,
-    ):
-        for step in range(len(run.history.losses), steps):
+    done = len(run.history.losses)
+    bar = tqdm(range(done, steps), initial=done, total=steps, disable=not progress, unit="step", desc="meta-training")
+    with torch.random.fork_rng(), bar:
+        for step in bar:
             torch.manual_seed(_step_seed(seed, step))
             for group in run.optimiser.param_groups:
                 group["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps) if cosine else 1.0)

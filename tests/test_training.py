@@ -183,6 +183,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_words():
         fit(MAML(MLP(), inner_lr=1e30), Sinusoids(), steps=5, progress=False)
 
 
+def test_the_bar_counts_the_steps_and_goes_on_where_a_run_was(capsys, tmp_path):
+    fit(MAML(MLP()), Sinusoids(), steps=4, tasks=1)
+    assert "4/4" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        fit(MAML(MLP()), Interrupted(3), steps=4, tasks=1, checkpoint=tmp_path / "c", save_seconds=0, progress=False)
+    fit(MAML(MLP()), Sinusoids(), steps=4, tasks=1, checkpoint=tmp_path / "c")
+    shown = capsys.readouterr().err
+    assert "3/4" in shown
+    assert "4/4" in shown
+    assert "0/4" not in shown
+
+
 def test_a_learner_without_parameters_is_refused():
     with pytest.raises(ValueError, match="NearestNeighbour has no parameters"):
         fit(NearestNeighbour(), Sinusoids(), steps=1)
