@@ -128,6 +128,7 @@ def main(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
 ) -> None:
     """Train and evaluate every learner, and write the record."""
+    measured = results.circumstances()  # now: the checkout can move on while this runs
     options = {} if background is None else {"background": background}
     folder = WORK / f"few_shot_{dataset}_{background}_{budget:g}"
     if fresh:
@@ -145,7 +146,7 @@ def main(
             run = future.result()
             runs[run["name"]].append(run)
     settings = {"data": dataset, **options, "test_split": "test", "queries": 15, "threads": 1}
-    record = {"settings": settings, "budget_cpu_seconds": budget, "seeds": list(range(seeds))}
+    record = {"measured": measured, "settings": settings, "budget_cpu_seconds": budget, "seeds": list(range(seeds))}
     rows = [row(name, sorted(runs[name], key=lambda run: run["seed"])) for name in runs]
     typer.echo(results.write(f"few_shot_{dataset}", {**record, "rows": rows}))
 

@@ -65,6 +65,7 @@ def main(
     iterations: int = 8_000, seeds: int = 3, jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2
 ) -> None:
     """Train and evaluate, and write the record."""
+    measured = results.circumstances()  # now: the checkout can move on while this runs
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LEARNERS}
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(measure, name, seed, iterations) for seed in range(seeds) for name in LEARNERS]
@@ -90,7 +91,11 @@ def main(
             }
         )
     settings = {"inner_lr": INNER_LR, "shots": 10, **TRAIN, "test_tasks": TEST_TASKS, "threads": 1}
-    typer.echo(results.write("sinusoids", {"settings": settings, "seeds": list(range(seeds)), "rows": rows}))
+    typer.echo(
+        results.write(
+            "sinusoids", {"measured": measured, "settings": settings, "seeds": list(range(seeds)), "rows": rows}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 
 from metabook.storage import StorageError, write_bytes
 
-__all__ = ["glue", "read", "write"]
+__all__ = ["circumstances", "glue", "read", "write"]
 
 _CHECKOUT = Path(__file__).parents[1] / "results"
 _INSTALLED = Path(__file__).parent / "_results"
@@ -28,7 +28,8 @@ def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
     name : str
         File name without ``.json``.
     data : dict
-        JSON-ready, every number finite; say the seeds and the settings in it.
+        JSON-ready, every number finite; say the seeds and the settings in it. A long run puts the
+        :func:`circumstances` of its start under ``measured``; otherwise those of now are added.
     folder : path
         Default: the checkout's ``results/``.
 

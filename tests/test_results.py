@@ -13,6 +13,12 @@ def test_a_record_says_how_it_was_measured(tmp_path, monkeypatch):
     assert {"date", "commit", "python", "torch", "device", "threads"} <= set(record["measured"])
 
 
+def test_a_long_run_keeps_the_circumstances_of_its_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_CHECKOUT", tmp_path)
+    results.write("speed", {"measured": {"commit": "at the start"}}, tmp_path)
+    assert results.read("speed")["measured"] == {"commit": "at the start"}
+
+
 def test_a_number_that_json_cannot_say_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         results.write("speed", {"seconds": float("inf")}, tmp_path)
