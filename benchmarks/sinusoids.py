@@ -28,7 +28,7 @@ LEARNERS = {
     "FromScratch": "From scratch",
 }
 STEPS = (0, 1, 5, 10)
-TRAIN = dict(tasks=25, lr=1e-3, cosine=True)
+TRAIN = dict(tasks=25, lr=1e-3, anneal="cosine")
 INNER_LR, SHOTS, TEST_TASKS = 0.01, (5, 10), 600
 DIVERGED = 1000.0  # the largest amplitude is 5: no curve can be that far off
 

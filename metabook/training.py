@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ class History:
     seconds: float = 0.0
 
 
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}
+ANNEAL: dict[str | None, Callable[[float], float]] = {
+    None: lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+}
+
+
 def fit(
     learner: Learner,
     source: TaskSource,
@@ -64,7 +72,8 @@ def fit(
     steps: int,
     tasks: int = 16,
     lr: float = 1e-3,
-    cosine: bool = False,
+    anneal: str | None = None,
+    optimiser: str = "adam",
     weight_decay: float = 0.0,
     average: float = 0.0,
     clip: float | None = None,
@@ -87,9 +96,11 @@ def fit(
         Draws the meta-batch of each step.
     steps, tasks : int
     lr, weight_decay : float
-        Of AdamW, which with no weight decay is Adam.
-    cosine : bool
-        Anneal the learning rate to zero along a cosine over ``steps``.
+        Of the outer optimiser.
+    anneal : {"cosine", "linear"}, optional
+        How the learning rate falls to zero over ``steps``; None: not at all.
+    optimiser : {"adam", "sgd"}
+        AdamW, which with no weight decay is Adam; or plain stochastic gradient descent.
     average : float
         If positive, the decay of an exponential moving average of the weights, which replaces
         them at the end.
@@ -113,7 +124,7 @@ def fit(
     Raises
     ------
     ValueError
-        If the learner has nothing to train, or there are no steps or tasks.
+        If the learner has nothing to train, there are no steps or tasks, or an option has no such value.
     StorageError
         If the checkpoint belongs to another run, or cannot be written.
     FloatingPointError
@@ -122,18 +133,23 @@ def fit(
     for name, number in (("steps", steps), ("tasks", tasks)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
+    if anneal not in ANNEAL:
+        raise ValueError(f"anneal must be one of {', '.join(map(str, ANNEAL))}, not {anneal!r}")
+    if optimiser not in OPTIMISERS:
+        raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, not {optimiser!r}")
     parameters = [p for p in learner.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"{type(learner).__name__} has no parameters to train")
     run = _Run(
         learner,
-        optimiser=torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay),
+        optimiser=OPTIMISERS[optimiser](parameters, lr=lr, weight_decay=weight_decay),
         averaged=_moving_average(learner, average) if average else None,
         settings=dict(
             steps=steps,
             tasks=tasks,
             lr=lr,
-            cosine=cosine,
+            anneal=anneal,
+            optimiser=optimiser,
             weight_decay=weight_decay,
             average=average,
             clip=clip,
@@ -153,7 +169,7 @@ def fit(
         for step in bar:
             torch.manual_seed(_step_seed(seed, step))
             for group in run.optimiser.param_groups:
-                group["lr"] = lr * (0.5 + 0.5 * math.cos(math.pi * step / steps) if cosine else 1.0)
+                group["lr"] = lr * ANNEAL[anneal](step / steps)
             run.optimiser.zero_grad()
             loss = learner.accumulate_gradients(source.sample(tasks, step)).item()
             if not math.isfinite(loss):

@@ -17,7 +17,7 @@ from metabook.nets import MLP, Conv4
 from metabook.storage import StorageError
 from metabook.training import Evaluation, ci95
 
-SETTINGS = dict(steps=12, tasks=4, lr=1e-2, cosine=True, weight_decay=0.1, average=0.9, clip=1.0, progress=False)
+SETTINGS = dict(steps=12, tasks=4, lr=1e-2, anneal="cosine", weight_decay=0.1, average=0.9, clip=1.0, progress=False)
 
 
 @pytest.fixture

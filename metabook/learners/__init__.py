@@ -2,7 +2,19 @@
 
 from metabook.learners.base import Learner, task_losses
 from metabook.learners.baselines import FineTune, NearestNeighbour, PretrainedNearestMean
-from metabook.learners.maml import MAML
+from metabook.learners.maml import ANIL, MAML, MetaSGD
 from metabook.learners.prototypes import ProtoNet
+from metabook.learners.reptile import Reptile
 
-__all__ = ["MAML", "FineTune", "Learner", "NearestNeighbour", "PretrainedNearestMean", "ProtoNet", "task_losses"]
+__all__ = [
+    "ANIL",
+    "MAML",
+    "FineTune",
+    "Learner",
+    "MetaSGD",
+    "NearestNeighbour",
+    "PretrainedNearestMean",
+    "ProtoNet",
+    "Reptile",
+    "task_losses",
+]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metabook.episodes import Episodes
 from metabook.learners.base import Learner, task_losses
-from metabook.learners.maml import GradientLearner
+from metabook.learners.gradient import GradientLearner
 from metabook.learners.prototypes import ProtoNet, squared_distances
 from metabook.nets import Conv4
 
@@ -42,7 +42,7 @@ class FineTune(GradientLearner):
     Parameters
     ----------
     net, inner_lr, steps
-        See :class:`~metabook.learners.maml.GradientLearner`.
+        See :class:`~metabook.learners.gradient.GradientLearner`.
     """
 
     def __init__(self, net: nn.Module, inner_lr: float = 0.1, steps: int = 50) -> None:
