@@ -79,23 +79,23 @@ class Reptile(GradientLearner):
         return task_losses(self.forward_adapted(batched.expand(self.net, len(episodes)), x), y).mean()
 
     def accumulate_gradients(self, episodes: Episodes) -> Tensor:
-        """Put the mean over the tasks of ``theta - phi`` into ``.grad``; return the mean loss of the first step."""
+        """Put the mean over the tasks of ``theta - phi`` into ``.grad``; return the mean loss at the last inner step."""
         self._check(episodes)
         total = torch.zeros((), device=episodes.device)
         for part in episodes.split(self._chunk(episodes)):
             share = len(part) / len(episodes)
-            phi, first = self._train(part)
+            phi, last = self._train(part)
             for name, p in self.net.named_parameters():
                 step = share * (p.detach() - phi[name].mean(0))
                 p.grad = step if p.grad is None else p.grad + step
-            total += share * first
+            total += share * last
         return total
 
     def predict(self, episodes: Episodes) -> Tensor:
         return self._predict_after(episodes, self.eval_steps or self.steps)
 
     def _train(self, episodes: Episodes) -> tuple[Parameters, Tensor]:
-        """The weights of each task after ``steps`` minibatches, and the mean loss on the first of these."""
+        """The weights of each task after ``steps`` minibatches, and the mean loss at the last of these."""
         x, y = _all_examples(episodes)
         batches = self._minibatches(x.shape[1])
         reported: list[Tensor] = []
@@ -107,7 +107,7 @@ class Reptile(GradientLearner):
 
         with torch.no_grad():
             *_, phi = self.descend(batched.expand(self.net, len(episodes)), losses, self.steps)
-        return phi, reported[0]
+        return phi, reported[-1]
 
     def _minibatches(self, examples: int) -> list[Tensor]:
         """Row numbers of each step's examples: shuffled, and shuffled again when too few are left for a whole batch."""

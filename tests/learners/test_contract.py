@@ -6,12 +6,25 @@ import pytest
 import torch
 
 from metabook import EpisodeSampler, evaluate, fit, load, save
-from metabook.learners import MAML, FineTune, NearestNeighbour, PretrainedNearestMean, ProtoNet
+from metabook.learners import (
+    ANIL,
+    MAML,
+    FineTune,
+    MetaSGD,
+    NearestNeighbour,
+    PretrainedNearestMean,
+    ProtoNet,
+    Reptile,
+)
 from metabook.nets import Conv4
 
 LEARNERS = {
     "MAML": lambda: MAML(Conv4(3, 8, "stride"), inner_lr=0.4, steps=2),
     "FOMAML": lambda: MAML(Conv4(3, 8, "stride"), inner_lr=0.4, first_order=True),
+    "MAML++": lambda: MAML(Conv4(3, 8, "stride"), inner_lr=0.4, steps=2, learn_rates=True, multi_step=30),
+    "MetaSGD": lambda: MetaSGD(Conv4(3, 8, "stride"), inner_lr=0.4),
+    "ANIL": lambda: ANIL(Conv4(3, 8, "stride"), inner_lr=0.4, steps=2),
+    "Reptile": lambda: Reptile(Conv4(3, 8, "stride"), inner_lr=1e-2, steps=3, batch=None),
     "ProtoNet": lambda: ProtoNet(Conv4(channels=8, norm="running")),
     "ProtoNet in turn": lambda: ProtoNet(Conv4(channels=8, norm="running"), in_turn=True),
     "transductive ProtoNet": lambda: ProtoNet(Conv4(channels=8, norm="batch")),

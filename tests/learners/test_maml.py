@@ -5,7 +5,6 @@ from torch import nn
 from torch.func import functional_call
 
 from metabook import Episodes, EpisodeSampler, evaluate
-from metabook.data import Sinusoids
 from metabook.learners import MAML, task_losses
 from metabook.nets import MLP, Conv4
 from metabook.peers import learn2learn_algorithms
@@ -49,7 +48,7 @@ def largest_difference(ours, theirs):
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("net", NETS)
 def test_meta_gradient_is_learn2learns(net, steps, first_order, episodes):
     net = NETS[net]().double()
@@ -57,17 +56,6 @@ def test_meta_gradient_is_learn2learns(net, steps, first_order, episodes):
     theirs = learn2learn_gradient(net, episodes, 0.3, steps, first_order)
     assert largest_difference(ours, theirs) <= 1e-10
     assert largest_difference(ours, [torch.zeros_like(g) for g in ours]) > 1e-3, "the comparison is of something"
-
-
-@pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("steps", [1, 5])
-def test_meta_gradient_is_learn2learns_in_regression(steps, first_order):
-    source = Sinusoids(shots=5, queries=5)
-    tasks = source.sample(6)
-    tasks = Episodes(*(part.double() for part in (tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)))
-    net = MLP().double()
-    ours = meta_gradient(MAML(net, 0.01, steps, first_order), tasks)
-    assert largest_difference(ours, learn2learn_gradient(net, tasks, 0.01, steps, first_order)) <= 1e-10
 
 
 @pytest.mark.parametrize("net", NETS)
