@@ -1,24 +1,25 @@
 """The sheet of formulas: each labelled equation of the Mathematics part, and the check that its chapter makes of it.
 
-An equation ``eq-name`` is checked by the code cell under the paragraph ``**Check.** One sentence.``, above which stands
-the target ``(check-name)=``.
+An equation ``eq-name`` is checked by the code under the paragraph ``**Check.** One sentence.``, above which stands the
+target ``(check-name)=``. The code, up to the next text, asserts or calls a function of an earlier cell that asserts.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import dropwhile, zip_longest
+from itertools import dropwhile, takewhile
 
 from .blocks import Block, Directive, Math, Target, Text, parse
-from .cells import Cell, cells
+from .cells import cells
 from .errors import PressError
 from .flatten import Index
 from .layout import Book, Page
 
 PART = "30-mathematics"
-SHEET = "_formulas.md"
+SHEET = "_formulas.txt"  # of Markdown, but not a page
 _MARK = "**Check.**"
 _ROLES = {"eq", "math", "ref", "term"}  # what means the same on another page
 _NONE = "There is no chapter on mathematics yet."
@@ -69,30 +70,52 @@ def _equations(blocks: Iterable[Block], where: str) -> Iterator[Equation]:
 def checks(page: Page) -> list[Check]:
     """The checks of a page, in order; several may share a paragraph and a code cell."""
     found = []
+    helpers: set[str] = set()  # functions of the chapter that assert something
     sequence = cells(page)
-    for cell, after in zip_longest(sequence, sequence[1:]):
+    for number, cell in enumerate(sequence, 1):
+        if cell.kind == "code":
+            helpers |= _asserting_functions(cell.source)
+        code = "\n".join(each.source for each in takewhile(lambda each: each.kind == "code", sequence[number:]))
         blocks = parse(cell.lines, page.source.name, cell.line) if cell.kind == "markdown" else []
         for at, block in enumerate(blocks):
             if isinstance(block, Target) and block.label.startswith("check-"):
                 rest = list(dropwhile(lambda each: isinstance(each, Target), blocks[at:]))
-                found.append(_check(block, rest, after))
+                found.append(_check(block, rest, code, helpers))
     return found
 
 
-def _check(target: Target, rest: list[Block], after: Cell | None) -> Check:
-    """A check, from what follows its target in the same Markdown cell and from the cell after that."""
+def _check(target: Target, rest: list[Block], code: str, helpers: set[str]) -> Check:
+    """A check, from what follows its target in the same Markdown cell and from the code right after that."""
     text = "\n".join(rest[0].lines).strip() if rest and isinstance(rest[0], Text) else ""
     paragraph, _, more = text.partition("\n\n")
     problem = ""
     if not paragraph.startswith(_MARK):
         problem = f"is not followed by a paragraph that begins with {_MARK}"
-    elif more or len(rest) > 1 or after is None or after.kind != "code":
+    elif more or len(rest) > 1 or not code:
         problem = "is not followed by one paragraph and then a code cell"
-    elif "assert" not in after.source:
-        problem = "is followed by a code cell that asserts nothing"
+    elif "assert" not in code and not helpers & _called(code):
+        problem = "is followed by code that asserts nothing"
     elif strange := set(re.findall(r"\{([\w:]+)\}`", paragraph)) - _ROLES:
         problem = f"holds a role that means nothing on the sheet of formulas: {', '.join(sorted(strange))}"
     return Check(target.label, paragraph.removeprefix(_MARK).strip(), target.line, problem)
+
+
+def _asserting_functions(source: str) -> set[str]:
+    functions = (node for node in _nodes(source) if isinstance(node, ast.FunctionDef))
+    return {function.name for function in functions if "assert" in ast.unparse(function)}
+
+
+def _called(source: str) -> set[str]:
+    calls = (node.func for node in _nodes(source) if isinstance(node, ast.Call))
+    return {function.id for function in calls if isinstance(function, ast.Name)}
+
+
+def _nodes(source: str) -> Iterator[ast.AST]:
+    """Of the code, if it is plain Python: IPython's magics are not."""
+    try:
+        yield from ast.walk(ast.parse(source))
+    except SyntaxError:
+        return
 
 
 def problems(page: Page) -> list[str]:

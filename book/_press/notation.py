@@ -122,7 +122,7 @@ def uses(page: Page) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: the symbols of its first cell, and what stands in backticks in its last."""
+    """A row of a table: the symbols of its first cell (none, for an operator), and the backticks of its last."""
 
     symbols: tuple[str, ...]
     code: tuple[str, ...]
@@ -185,6 +185,6 @@ def _row(line: str, number: int, where: str) -> Row:
     first, *_, last = re.split(r"(?<!\\)\|", line.strip().strip("|"))
     latex = [formula for formula, _ in _of_text(first, number)]
     found = tuple(dict.fromkeys(symbol for formula in latex for symbol in symbols(formula)))
-    if not found:
-        raise PressError(f"{where}: no symbol between dollars in the first cell of the row")
+    if not latex:
+        raise PressError(f"{where}: no formula between dollars in the first cell of the row")
     return Row(found, tuple(re.findall(r"`([^`]+)`", last)), number)

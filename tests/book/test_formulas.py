@@ -132,6 +132,7 @@ def test_the_page_of_formulas_leads_to_equations_and_checks(small: Book) -> None
 # --- What is wrong ------------------------------------------------------------------------------------------------
 
 EQUATION = "$$ a $$ (eq-a)\n\n"
+HELPER = "```{code-cell} ipython3\ndef same(a, b):\n    assert a == b\n```\n\n"
 CHECK = "(check-a)=\n**Check.** It is.\n\n"
 
 
@@ -148,8 +149,12 @@ CHECK = "(check-a)=\n**Check.** It is.\n\n"
         (EQUATION + CHECK, "check-a is not followed by one paragraph and then a code cell"),
         (EQUATION + CHECK + "More.\n\n" + ASSERTS, "check-a is not followed by one paragraph and then a code cell"),
         (EQUATION + CHECK + "$$ b $$\n\n" + ASSERTS, "check-a is not followed by one paragraph and then a code cell"),
+        (EQUATION + CHECK + ASSERTS.replace("assert", "") + "More.\n\n" + ASSERTS, "code that asserts nothing"),
         (EQUATION + CHECK + "```python\nassert 1\n```\n", "check-a is not followed by one paragraph and then a code"),
-        (EQUATION + CHECK + ASSERTS.replace("assert", "print"), "followed by a code cell that asserts nothing"),
+        (EQUATION + CHECK + ASSERTS.replace("assert", ""), "followed by code that asserts nothing"),
+        (EQUATION + HELPER + CHECK + ASSERTS.replace("assert 1 < 2", "x = [same(1, 1)]"), ""),
+        (EQUATION + CHECK + "```{code-cell} ipython3\n%time\n```\n\n" + ASSERTS, ""),
+        (EQUATION + HELPER + CHECK + ASSERTS.replace("assert 1 < 2", "same"), "followed by code that asserts nothing"),
         (EQUATION + CHECK.replace("It", "{glue:text}`it`") + ASSERTS, "holds a role that means nothing .*: glue:text"),
     ],
 )

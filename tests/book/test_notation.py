@@ -202,7 +202,7 @@ def test_what_is_not_explained_and_what_is_not_used_is_named(write_book: Callabl
     [
         ("## Only in two", r"notation.md:1: the heading must be: ## Only in `NN-part/name`"),
         ("## Only in `one`\n## Only in `one`", "notation.md:2: a second section for one"),
-        ("| symbol | meaning |\n| --- | --- |\n| w | weights |", "notation.md:3: no symbol"),
+        ("| symbol | meaning |\n| --- | --- |\n| w | weights |", "notation.md:3: no formula"),
     ],
 )
 def test_what_cannot_be_read_is_an_error(write_book: Callable[..., Book], text: str, message: str) -> None:
