@@ -15,12 +15,13 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 from sphinxcontrib.bibtex.plugin import register_plugin
 from sphinxcontrib.bibtex.style.referencing import BracketStyle
 from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
 
-from . import measured, repository
+from . import formulas, measured, notation, repository
 
 _BUTTONS = ("use_repository_button", "use_issues_button", "use_edit_page_button", "use_source_button")
 _MATHJAX = ("tex-chtml.js", "output/chtml/fonts/", "input/tex/extensions/", "a11y/assistive-mml.js")
@@ -48,6 +49,19 @@ class Measured(SphinxDirective):
         box = nodes.container(classes=["measured"])
         self.state.nested_parse(StringList(text.splitlines(), str(file)), self.content_offset, box)
         return [box]
+
+
+class Formulas(SphinxDirective):
+    """``{formulas}``: the labelled equations of the Mathematics part, each with its check."""
+
+    def run(self) -> list[nodes.Node]:
+        file = Path(self.env.srcdir) / formulas.SHEET
+        self.env.note_dependency(str(file))
+        sheet = nodes.section()
+        if file.exists():
+            lines = StringList(file.read_text(encoding="utf-8").splitlines(), str(file))
+            self.state.nested_parse(lines, self.content_offset, sheet, match_titles=True)
+        return sheet.children
 
 
 def _set_repository(app: Sphinx, config: Config) -> None:
@@ -82,6 +96,29 @@ def _unique_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for section in doctree.findall(nodes.section):
         if section["ids"] in (["exercise-content"], ["solution-content"]):
             section["ids"] = []
+
+
+def _name_chapters(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """The page of notation says ``Only in `NN-part/name``` in its headings: show the chapter's title, linked."""
+    for title in doctree.findall(nodes.title) if docname == notation.PAGE else ():
+        for literal, words in _chapter_titles(title, app.env):
+            address = app.builder.get_relative_uri(docname, literal.astext())
+            title.replace(literal, nodes.reference("", "", *words, internal=True, refuri=address))
+
+
+def _name_chapters_in_contents(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """The same in the list of the page's contents; that page is written anew, as a title may have changed."""
+    if notation.PAGE not in env.tocs:
+        return []
+    for literal, words in _chapter_titles(env.tocs[notation.PAGE], env):
+        literal.parent.replace(literal, words)
+    return [notation.PAGE]
+
+
+def _chapter_titles(tree: nodes.Element, env: BuildEnvironment) -> list[tuple[nodes.literal, list[nodes.Node]]]:
+    """Each literal text that names a chapter, and the chapter's title."""
+    literals = [literal for literal in tree.findall(nodes.literal) if literal.astext() in env.titles]
+    return [(literal, env.titles[literal.astext()].deepcopy().children) for literal in literals]
 
 
 def _trim_page(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -120,9 +157,12 @@ def _finish(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     register_plugin("sphinxcontrib.bibtex.style.referencing", "author_year_round", RoundBrackets)
     app.add_directive("measured", Measured)
+    app.add_directive("formulas", Formulas)
     app.connect("config-inited", _set_repository, priority=400)
     app.connect("doctree-read", _keep_together)
     app.connect("doctree-resolved", _unique_ids)
+    app.connect("doctree-resolved", _name_chapters)
+    app.connect("env-updated", _name_chapters_in_contents)
     app.connect("html-page-context", _trim_page, priority=900)
     app.connect("build-finished", _finish)
     # Below _static of the pages and not of the sources: every script of the latter is put into every page.

@@ -22,6 +22,7 @@ from .bibliography import Bibliography
 from .blocks import Block, Directive, Math, Target, Text, Verbatim, parse
 from .cells import Cell, cells
 from .errors import PressError
+from .inline import code_span, link_at, math_end
 from .layout import Book, Page
 
 ADMONITIONS = ("note", "tip", "important", "warning", "caution", "attention", "danger", "error", "hint", "seealso")
@@ -296,7 +297,7 @@ class Flattener:
             if char == "\\" and at + 1 < len(text):
                 out, at = out + text[at : at + 2], at + 2
             elif char == "`":
-                end, content = _code_span(text, at)
+                end, content = code_span(text, at)
                 role = _ROLE.search(out) if content is not None else None
                 if role and content is not None:
                     out = out[: role.start()] + self._role(role[1], content, here)
@@ -304,11 +305,11 @@ class Flattener:
                     out += text[at:end]
                 at = end
             elif char == "$":
-                end = _math_end(text, at)
+                end = math_end(text, at)
                 out, at = out + text[at:end], end
             elif found := _FOOTNOTE.match(text, at):
                 out, at = out + self._footnote(found), found.end()
-            elif char == "[" and (link := _link_at(text, at)):
+            elif char == "[" and (link := link_at(text, at)):
                 words, target, end = link
                 picture = out.endswith("!")
                 out += f"[{words}]({target})" if picture else self._link(self.inline(words, here), target, here)
@@ -462,36 +463,3 @@ def _details(title: str, body: str, open_: bool = False) -> str:
 
 def _code(block: Directive) -> str:
     return "\n".join([f"```{block.argument}", *block.body, "```"])
-
-
-def _code_span(text: str, at: int) -> tuple[int, str | None]:
-    """End and content of the code span that begins at ``at``; no content if the backticks are never closed."""
-    run = len(text[at:]) - len(text[at:].lstrip("`"))
-    for closing in re.finditer(r"`+", text[at + run :]):
-        if len(closing[0]) == run:
-            content = text[at + run : at + run + closing.start()]
-            return at + run + closing.end(), content
-    return at + run, None
-
-
-def _math_end(text: str, at: int) -> int:
-    """End of the mathematics that begins at ``at``; one character on if it is a plain dollar."""
-    if text.startswith("$$", at):
-        end = text.find("$$", at + 2)
-        return end + 2 if end >= 0 else at + 2
-    found = re.compile(r"\$(?=\S)(?:\\.|[^$\\])*?(?<=\S)\$(?!\d)", re.DOTALL).match(text, at)
-    paragraph_ends = found and "\n\n" in found[0]
-    return found.end() if found and not paragraph_ends else at + 1
-
-
-def _link_at(text: str, at: int) -> tuple[str, str, int] | None:
-    """Words, target and end of the link ``[words](target)`` at ``at``."""
-    depth = 0
-    for i in range(at, len(text)):
-        if text[i] == "\\":
-            continue
-        depth += (text[i] == "[") - (text[i] == "]")
-        if depth == 0:
-            found = re.compile(r"\(<?([^()\s<>]*(?:\([^()\s]*\)[^()\s<>]*)*)>?\)").match(text, i + 1)
-            return (text[at + 1 : i], found[1], found.end()) if found else None
-    return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from . import formulas
 from .cells import cells
 from .errors import PressError
 from .execute import is_progress
@@ -71,8 +72,9 @@ def sources(book: Book, preset: str) -> Path:
             content = path.read_bytes()
         _update(place, content)
         wanted.add(place)
-    _update(target / MEASURED, json.dumps(book.record, sort_keys=True).encode())
-    wanted.add(target / MEASURED)
+    for name, text in ((MEASURED, json.dumps(book.record, sort_keys=True)), (formulas.SHEET, formulas.markdown(book))):
+        _update(target / name, text.encode())
+        wanted.add(target / name)
     for path in _files(target):
         if path not in wanted:
             path.unlink()

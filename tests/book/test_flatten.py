@@ -105,6 +105,17 @@ def test_targets_become_anchors(flatten: Flatten) -> None:
     assert flatten("(here)=\n## Title\n\nSee {ref}`here`.") == '<a id="here"></a>\n\n## Title\n\nSee [Title](#here).'
 
 
+def test_targets_before_a_paragraph_can_be_referred_to(flatten: Flatten) -> None:
+    made = flatten(
+        "(check-a)=\n(check-b)=\n**Check.** That $a = b$.\n\n"
+        "See {ref}`the *check* <check-a>`, {ref}`others <check-c>`.",
+        other="# Other\n\n(check-c)=\n**Check.** So it is.\n\n```{code-cell} ipython3\n1\n```\n",
+    )
+    anchors = '<a id="check-a"></a>\n\n<a id="check-b"></a>\n\n'
+    assert made == f"{anchors}**Check.** That $a = b$.\n\nSee [the *check*](#check-a), [others](other.ipynb#check-c)."
+    assert leftovers(made) == []
+
+
 def test_pictures_need_words(flatten: Flatten) -> None:
     made = flatten("```{figure} a.svg\n:alt: A cat\nA *caption*.\n```\n\n```{image} b.svg\n:alt: A dog\n```")
     assert made == "![A cat](a.svg)\n\n**Figure 1.1.** A *caption*.\n\n![A dog](b.svg)"
