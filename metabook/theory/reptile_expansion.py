@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 __all__ = [
     "METHODS",
@@ -85,7 +85,7 @@ def linearised_gradients(loss: Loss, theta: Tensor, sequence: Tensor, alpha: flo
 
 
 def _hessian_times(loss: Loss, theta: Tensor, batch: Tensor, vector: Tensor) -> Tensor:
-    return jvp(lambda point: grad(loss)(point, batch), (theta,), (vector,))[1]
+    return grad(lambda point: grad(loss)(point, batch) @ vector)(theta)
 
 
 def joint_gradient(loss: Loss, theta: Tensor, sequence: Tensor, alpha: Tensor | float) -> Tensor:
