@@ -33,6 +33,7 @@ __all__ = [
     "joint_gradient",
     "linearised_gradients",
     "maml_gradient",
+    "outer_radius",
     "outer_step",
     "project_on_circle",
     "project_on_line",
@@ -277,6 +278,21 @@ def fixed_point(curvatures: Tensor, centres: Tensor) -> Tensor:
     Tensor [P]
     """
     return torch.linalg.solve(curvatures.sum(0), torch.einsum("tij,tj->i", curvatures, centres))
+
+
+def outer_radius(curvatures: Tensor, alpha: float, beta: float) -> float:
+    """Spectral radius of the outer iteration ``I - beta alpha mean_t B_t``: it converges if and only if this is < 1.
+
+    Parameters
+    ----------
+    curvatures : Tensor [tasks, P, P]
+        The ``B_t`` of :func:`curvature_seen`.
+    alpha : float
+    beta : float
+        The outer rate for the mean over tasks. For the sum it is ``tasks`` times what the code says.
+    """
+    eye = torch.eye(curvatures.shape[-1], dtype=curvatures.dtype)
+    return float(torch.linalg.eigvals(eye - beta * alpha * curvatures.mean(0)).abs().max())
 
 
 # --- The outer step, and the distance to the tasks' solutions -----------------------------------------------------

@@ -302,9 +302,7 @@ def test_quadratics_to_all_orders_with_random_minibatches() -> None:
 def test_the_binomial_series_starts_with_the_two_terms() -> None:
     """All orders: the coefficient of alpha^m is (-1)^m binom(k, m + 1); m = 0 and 1 are Reptile's u and -v."""
     matrix, k, alpha = torch.tensor([[0.9, 0.4], [0.4, 1.6]], dtype=F64), 5, 0.3
-    terms = [
-        math.comb(k, m + 1) * (-alpha) ** m * torch.linalg.matrix_power(matrix, m + 1) for m in range(k)
-    ]  # fmt: skip
+    terms = [math.comb(k, m + 1) * (-alpha) ** m * torch.linalg.matrix_power(matrix, m + 1) for m in range(k)]
     close(reptile.curvature_seen(matrix, alpha, k), torch.stack(terms).sum(0), atol=1e-12)
     assert reptile.coefficients("Reptile", k) == (math.comb(k, 1), math.comb(k, 2))
 
@@ -336,6 +334,25 @@ def test_the_outer_step_is_the_mean_and_the_sign_is_towards_the_tasks() -> None:
     close(parameter.detach(), reptile.outer_step(theta, adapted, 0.5))
     summed = theta + 0.5 * (adapted - theta).sum(0)
     close(summed, reptile.outer_step(theta, adapted, 0.5 * len(adapted)))
+
+
+@pytest.mark.parametrize(("beta", "converges"), [(0.5, True), (1.9, True), (2.5, False), (4.0, False)])
+def test_the_radius_says_whether_the_outer_loop_converges(beta: float, converges: bool) -> None:
+    """check-reptile-sum: with four tasks and beta = 1, the sum is the last case."""
+    hessians = torch.diag_embed(torch.tensor([[4.0, 0.5], [1.0, 2.0]], dtype=F64))
+    centres = torch.tensor([[0.0, 1.0], [2.0, -1.0]], dtype=F64)
+    seen, theta = reptile.curvature_seen(hessians, 0.2, 10), torch.tensor([5.0, 5.0], dtype=F64)
+    goal = reptile.fixed_point(seen, centres)
+    distances = []
+    for _ in range(60):
+        ends = theta - 0.2 * torch.einsum("tij,tj->ti", seen, theta - centres)
+        theta = reptile.outer_step(theta, ends, beta)
+        distances.append(float((theta - goal).norm()))
+    radius = reptile.outer_radius(seen, 0.2, beta)
+    assert (radius < 1) == converges
+    assert (distances[-1] < 1e-2) == converges
+    if not converges:
+        assert distances[-1] / distances[-2] == pytest.approx(radius, rel=1e-6)
 
 
 def test_the_gradient_of_the_squared_distance_points_away_from_the_projection() -> None:
