@@ -23,12 +23,14 @@ __all__ = [
     "bregman",
     "bregman_linear_model",
     "class_probabilities",
+    "fitted_accuracy",
     "geometric_median",
     "linear_model",
     "prototypes_of",
     "random_class_accuracy",
     "rule_of_thumb",
     "same_class_probability",
+    "shots_scale",
     "shrinkage",
     "two_way_accuracy",
     "two_way_accuracy_isotropic",
@@ -284,6 +286,20 @@ def rule_of_thumb(gap2: np.ndarray, noise: np.ndarray, shots: float) -> float:
     return float(stats.norm.cdf(0.5 * gap2.sum() / np.sqrt(variance)))
 
 
+def shots_scale(gap2: np.ndarray, noise: np.ndarray) -> float:
+    r"""Shots :math:`K^* = 2 \operatorname{tr}\Sigma^2 / \delta^\top\Sigma\delta` at which two variances are equal.
+
+    Those of the query along the gap, and of the product of the query's and the prototypes' noise (leading terms of
+    :func:`rule_of_thumb`).
+
+    Parameters
+    ----------
+    gap2, noise : ndarray [d]
+        As for :func:`two_way_accuracy`.
+    """
+    return float(2 * np.square(noise).sum() / (gap2 * noise).sum())
+
+
 def random_class_accuracy(between: np.ndarray, noise: np.ndarray, shots: float) -> float:
     r"""Mean of :func:`two_way_accuracy` over pairs of classes whose means are random.
 
@@ -305,6 +321,46 @@ def random_class_accuracy(between: np.ndarray, noise: np.ndarray, shots: float) 
 
     variance = a * b + 2 * between * (a / 4 + b) + 2 * between**2
     return float(_positive(log_transform, np.sqrt(variance.sum()))[0])
+
+
+def fitted_accuracy(z: np.ndarray, pairs: np.ndarray, shots: tuple[int, ...], common: bool = False) -> np.ndarray:
+    r"""Accuracy that :func:`two_way_accuracy` predicts for pairs of real classes, from their means and covariances.
+
+    The squared gap of two sample means is too long by :math:`2 \sigma_j^2 / n` along each axis; that is taken off.
+
+    Parameters
+    ----------
+    z : ndarray [classes, n, d]
+        Embedded examples.
+    pairs : ndarray [pairs, 2]
+        Which classes.
+    shots : tuple of int
+    common : bool
+        One covariance for all classes, instead of that of the two classes of each pair.
+
+    Returns
+    -------
+    ndarray [shots, pairs]
+    """
+    classes, n, _ = z.shape
+    means = z.mean(1)
+    rest = z - means[:, None]
+    shared = _axes(rest.reshape(classes * n, -1) / np.sqrt(classes * (n - 1))) if common else None
+    predicted = np.empty((len(shots), len(pairs)))
+    for index, (one, other) in enumerate(pairs):
+        noise, axes = shared or _axes(np.concatenate([rest[one], rest[other]]) / np.sqrt(2 * (n - 1)))
+        gap = means[one] - means[other]
+        along = np.square(axes @ gap)
+        noiseless = max(gap @ gap - along.sum(), 0.0)  # what lies in directions in which these examples do not vary
+        gap2, noise = np.append(along - 2 * noise / n, noiseless), np.append(noise, 0.0)
+        predicted[:, index] = [two_way_accuracy(gap2, noise, k) for k in shots]
+    return predicted
+
+
+def _axes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Non-zero eigenvalues ``[m]`` and eigenvectors ``[m, d]`` of ``rows.T @ rows``."""
+    _, lengths, axes = np.linalg.svd(np.linalg.qr(rows, mode="r"), full_matrices=False)
+    return np.square(lengths), axes
 
 
 def shrinkage(within: float, between: float, shots: float) -> tuple[float, float]:

@@ -1,5 +1,7 @@
 """Every check of the chapter, in float64, and wrong formulas that must be found out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -233,6 +235,61 @@ def test_moments_behind_the_rule_of_thumb():
     variance = (1 + 1 / shots) * (gap**2 * noise).sum() + (2 / shots + 1 / shots**2) * (noise**2).sum()
     assert abs(D.mean() - 0.5 * (gap**2).sum()) < 3.29 * np.sqrt(variance / n)
     assert abs(D.var() / variance - 1) < 0.02
+
+
+def test_the_scale_of_the_shots():
+    gap2, noise = np.array([1.0, 4.0]), np.array([3.0, 0.5])
+    shots = theory.shots_scale(gap2, noise)
+    assert abs(2 / shots * np.square(noise).sum() - (gap2 * noise).sum()) < 1e-10
+    assert abs(theory.shots_scale(np.append(9.0, np.zeros(63)), np.full(64, 2.0)) - 2 * 64 * 2 / 9) < 1e-10
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_the_accuracy_fitted_to_examples_is_that_of_the_model_they_come_from(common):
+    rng = np.random.default_rng(0)
+    noise, means = np.array([1.0, 0.3, 2.0, 0.5]), 1.5 * rng.standard_normal((12, 4))
+    z = means[:, None] + rng.standard_normal((12, 400, 4)) * np.sqrt(noise)
+    pairs = np.array([(i, j) for i in range(12) for j in range(i)])
+    fitted = theory.fitted_accuracy(z, pairs, (1, 5), common)
+    gap2 = np.square(means[pairs[:, 0]] - means[pairs[:, 1]])
+    true = np.stack([theory.two_way_accuracy(gap2, noise, k) for k in (1, 5)])
+    assert fitted.shape == (2, 66)
+    assert np.abs(fitted.mean(1) - true.mean(1)).max() < 0.01
+
+
+def test_the_longer_gap_of_sample_means_is_taken_off():
+    """Classes without any difference: sample means differ, but the answer is to be near one half."""
+    z = np.random.default_rng(0).standard_normal((40, 5, 30))
+    pairs = np.arange(40).reshape(20, 2)
+    assert abs(theory.fitted_accuracy(z, pairs, (1,), common=True).mean() - 0.5) < 0.03
+    means, noise = z.mean(1), np.ones(30)
+    plain = theory.two_way_accuracy(np.square(means[pairs[:, 0]] - means[pairs[:, 1]]), noise, 1)
+    assert plain.mean() > 0.55
+
+
+def all_disjoint_halves(pool, shots):
+    """Every support of ``shots`` examples with every disjoint second one: half the squared distance of their means."""
+    values = []
+    for chosen in itertools.combinations(range(len(pool)), shots):
+        rest = [i for i in range(len(pool)) if i not in chosen]
+        for other in itertools.combinations(rest, shots):
+            gap = pool[list(chosen)].mean(0) - pool[list(other)].mean(0)
+            values.append(gap @ gap / 2)
+    return float(np.mean(values))
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3])
+def test_disjoint_supports_measure_the_variance_of_a_prototype_in_a_finite_pool(shots):
+    pool = np.random.default_rng(0).standard_normal((7, 3))
+    trace = pool.var(0, ddof=1).sum()
+    assert abs(all_disjoint_halves(pool, shots) - trace / shots) < 1e-10
+    to_mean = np.mean(
+        [
+            np.square(pool[list(chosen)].mean(0) - pool.mean(0)).sum()
+            for chosen in itertools.combinations(range(7), shots)
+        ]
+    )
+    assert abs(to_mean - trace / shots * (1 - shots / 7)) < 1e-10
 
 
 @pytest.mark.parametrize("shots", [1, 2, 7])
