@@ -10,6 +10,7 @@ a query :math:`z`. Functions on tensors are differentiable; probabilities are co
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -196,6 +197,13 @@ def _variances(noise: np.ndarray, shots: float) -> tuple[np.ndarray, np.ndarray]
     return 2 * noise / shots, noise * (1 + 1 / (2 * shots))
 
 
+@lru_cache
+def _gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for the integral over 0 to 1."""
+    x, weights = np.polynomial.legendre.leggauss(nodes)
+    return (1 + x) / 2, weights / 2
+
+
 def _positive(log_transform: Callable[[np.ndarray], np.ndarray], scale: float, nodes: int = 200) -> np.ndarray:
     r"""P(D > 0) from the logarithm of D's characteristic function (Gil-Pelaez, 1951).
 
@@ -204,8 +212,7 @@ def _positive(log_transform: Callable[[np.ndarray], np.ndarray], scale: float, n
     by Gauss-Legendre quadrature in :math:`x`, where :math:`t = 2x / ((1 - x) \cdot \text{scale})` and ``scale`` is
     about the standard deviation of D. ``log_transform`` maps t ``[nodes, 1]`` to ``[nodes, cases]``.
     """
-    x, weights = np.polynomial.legendre.leggauss(nodes)
-    x, weights = (1 + x) / 2, weights / 2
+    x, weights = _gauss_legendre(nodes)
     t = 2 * x / (1 - x) / scale
     measure = weights * 2 / (1 - x) ** 2 / scale / t
     value = log_transform(t[:, None])
@@ -345,22 +352,27 @@ def fitted_accuracy(z: np.ndarray, pairs: np.ndarray, shots: tuple[int, ...], co
     classes, n, _ = z.shape
     means = z.mean(1)
     rest = z - means[:, None]
-    shared = _axes(rest.reshape(classes * n, -1) / np.sqrt(classes * (n - 1))) if common else None
+    gaps = means[pairs[:, 0]] - means[pairs[:, 1]]
+    if common:
+        gap2, noise = _gap_and_noise(rest.reshape(classes * n, -1) / np.sqrt(classes * (n - 1)), gaps, n)
+        return np.stack([two_way_accuracy(gap2, noise, k) for k in shots])
     predicted = np.empty((len(shots), len(pairs)))
     for index, (one, other) in enumerate(pairs):
-        noise, axes = shared or _axes(np.concatenate([rest[one], rest[other]]) / np.sqrt(2 * (n - 1)))
-        gap = means[one] - means[other]
-        along = np.square(axes @ gap)
-        noiseless = max(gap @ gap - along.sum(), 0.0)  # what lies in directions in which these examples do not vary
-        gap2, noise = np.append(along - 2 * noise / n, noiseless), np.append(noise, 0.0)
-        predicted[:, index] = [two_way_accuracy(gap2, noise, k) for k in shots]
+        rows = np.concatenate([rest[one], rest[other]]) / np.sqrt(2 * (n - 1))
+        gap2, noise = _gap_and_noise(rows, gaps[index : index + 1], n)
+        predicted[:, index] = [two_way_accuracy(gap2[0], noise, k) for k in shots]
     return predicted
 
 
-def _axes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Non-zero eigenvalues ``[m]`` and eigenvectors ``[m, d]`` of ``rows.T @ rows``."""
+def _gap_and_noise(rows: np.ndarray, gaps: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squared gaps ``[pairs, m + 1]`` along the axes of ``rows.T @ rows``, and its eigenvalues ``[m + 1]``.
+
+    The last axis stands for all directions in which the rows do not vary: it has no noise.
+    """
     _, lengths, axes = np.linalg.svd(np.linalg.qr(rows, mode="r"), full_matrices=False)
-    return np.square(lengths), axes
+    noise, along = np.square(lengths), np.square(gaps @ axes.T)
+    noiseless = np.maximum(np.square(gaps).sum(1) - along.sum(1), 0)
+    return np.column_stack([along - 2 * noise / n, noiseless]), np.append(noise, 0.0)
 
 
 def shrinkage(within: float, between: float, shots: float) -> tuple[float, float]:
