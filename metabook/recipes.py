@@ -79,9 +79,9 @@ def _anil(ways: int, classes: int, first_order: bool) -> Learner:
 
 # The gradient family's inner rates and steps are those of benchmarks/search.py: candidates on Omniglot's validation
 # alphabets, of which a later one has to be better by more than the interval. The rest was chosen by hand, and on test
-# classes: ProtoNet's as the best of four variants on Omniglot's evaluation characters, MAML's optimiser and width as the
-# best of six on the glyph test scripts; the other learners took these over. So results of the tuned ones on those classes
-# are optimistic, and comparisons favour them. Choose on validation instead.
+# classes: ProtoNet's as the best of four variants on Omniglot's evaluation characters, MAML's optimiser and width as
+# the best of six on the glyph test scripts; the other learners took these over. So results of the tuned ones on those
+# classes are optimistic, and comparisons favour them. Choose on validation instead.
 _ANNEALED = dict(lr=3e-3, anneal="cosine", weight_decay=0.05, average=0.98)
 _CHARACTERS = {
     "ProtoNet": Recipe(lambda *_: ProtoNet(_embedding(), in_turn=True), 32, 1, 3, 2, _ANNEALED),
