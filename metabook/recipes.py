@@ -10,7 +10,7 @@ import torch
 
 from metabook import data as data_sets
 from metabook.episodes import EpisodeSampler, TaskSource
-from metabook.learners import MAML, FineTune, Learner, PretrainedNearestMean, ProtoNet
+from metabook.learners import ANIL, MAML, FineTune, Learner, MetaSGD, PretrainedNearestMean, ProtoNet, Reptile
 from metabook.nets import MLP, Conv4
 
 __all__ = ["RECIPES", "Recipe", "recipe", "task_source"]
@@ -57,9 +57,24 @@ def _embedding() -> Conv4:
     return Conv4(channels=(32, 64, 128, 128), norm="running")
 
 
+def _small(ways: int) -> Conv4:
+    return Conv4(ways, channels=32, downsample="stride")
+
+
 def _maml(ways: int, classes: int, first_order: bool) -> Learner:
-    net = Conv4(ways, channels=32, downsample="stride")
-    return MAML(net, inner_lr=0.4, steps=1, first_order=first_order, eval_steps=3)
+    return MAML(_small(ways), inner_lr=0.4, steps=1, first_order=first_order, eval_steps=3)
+
+
+def _maml_plus_plus(ways: int, classes: int, first_order: bool) -> Learner:
+    return MAML(_small(ways), 0.4, 3, first_order, eval_steps=3, learn_rates=True, multi_step=500)
+
+
+def _meta_sgd(ways: int, classes: int, first_order: bool) -> Learner:
+    return MetaSGD(_small(ways), inner_lr=0.4, steps=1, first_order=first_order, eval_steps=1)
+
+
+def _anil(ways: int, classes: int, first_order: bool) -> Learner:
+    return ANIL(_small(ways), inner_lr=0.4, steps=3, first_order=first_order, eval_steps=5)
 
 
 # Chosen by hand, and on test classes: ProtoNet's as the best of four variants on Omniglot's evaluation characters,
@@ -69,6 +84,14 @@ _ANNEALED = dict(lr=3e-3, anneal="cosine", weight_decay=0.05, average=0.98)
 _CHARACTERS = {
     "ProtoNet": Recipe(lambda *_: ProtoNet(_embedding(), in_turn=True), 32, 1, 3, 2, _ANNEALED),
     "MAML": Recipe(_maml, 5, 1, 3, 8, dict(lr=4e-3, anneal="cosine", average=0.99)),
+    "MAML++": Recipe(_maml_plus_plus, 5, 1, 3, 8, dict(lr=4e-3, anneal="cosine", average=0.99)),
+    "MetaSGD": Recipe(_meta_sgd, 5, 1, 3, 8, dict(lr=4e-3, anneal="cosine", average=0.99)),
+    "ANIL": Recipe(_anil, 5, 1, 3, 8, dict(lr=4e-3, anneal="cosine", average=0.99)),
+    "Reptile": Recipe(
+        lambda ways, *_: Reptile(_small(ways), inner_lr=1e-3, steps=5, batch=10, eval_steps=50),
+        *(5, 1, 9, 5),
+        dict(lr=1.0, anneal="linear", optimiser="sgd"),
+    ),
     "PretrainedNearestMean": Recipe(lambda _, n, __: PretrainedNearestMean(_embedding(), n), 32, 1, 3, 2, _ANNEALED),
 }
 
