@@ -1,11 +1,14 @@
 r"""Every learner on the same few-shot tasks with the same budget of CPU time.
 
-Writes ``results/few_shot_<data>.json``. Each training run is kept under ``_build/benchmarks``, so that an
-interrupted benchmark goes on where it was; ``--fresh`` starts anew.
+Writes ``results/few_shot_<data>.json``, or the record that ``--name`` names. Each training run is kept under
+``_build/benchmarks``, so that an interrupted benchmark goes on where it was; ``--fresh`` starts anew.
 
     python benchmarks/few_shot.py --data glyphs --budget 100 --jobs 2
     METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2 \
         --only NearestNeighbour --only PretrainedNearestMean --only ProtoNet --only MAML
+    METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2 --budget 600 \
+        --name gradient_family_omniglot --only NearestNeighbour --only PretrainedNearestMean --only MAML \
+        --only FOMAML --only MAML++ --only MetaSGD --only ANIL --only Reptile
 """
 
 from __future__ import annotations
@@ -39,8 +42,12 @@ LEARNERS = {
     "ProtoNet": "Prototypical Network",
     "MAML": "MAML",
     "FOMAML": "First-order MAML",
+    "MAML++": "MAML++ (learned rates, multi-step loss)",
+    "MetaSGD": "Meta-SGD",
+    "ANIL": "ANIL",
+    "Reptile": "Reptile",
 }
-META = ("ProtoNet", "MAML", "FOMAML")
+BASELINES = ("NearestNeighbour", "FineTune", "PretrainedNearestMean")
 TEST_TASKS = 600
 SCRATCH_TASKS = 200  # of each seed: fine-tuning from scratch trains a network a task
 
@@ -110,7 +117,7 @@ def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "learner": name,
         "label": LEARNERS[name],
-        "meta": name in META,
+        "meta": name not in BASELINES,
         "transductive": test["5w1s"]["transductive"],
         "steps": [run["steps"] for run in runs],
         "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
@@ -120,6 +127,7 @@ def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(
     dataset: Annotated[str, typer.Option("--data")] = "glyphs",
+    name: Annotated[str | None, typer.Option(help="Of the record. [default: few_shot_DATA]")] = None,
     background: Annotated[str | None, typer.Option(help="Omniglot's training alphabets.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A learner to measure; give it once for each.")] = None,
     budget: Annotated[float, typer.Option(help="CPU seconds of meta-training a run.")] = 100.0,
@@ -136,19 +144,19 @@ def main(
     data.load(dataset, "test")  # made once, before the processes need it
     if unknown := set(only or ()) - set(LEARNERS):
         raise typer.BadParameter(f"{', '.join(unknown)}: take some of {', '.join(LEARNERS)}")
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LEARNERS if not only or name in only}
+    runs: dict[str, list[dict[str, Any]]] = {each: [] for each in LEARNERS if not only or each in only}
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         todo = [
-            (name, seed) for seed in range(seeds) for name in reversed(runs) if name != "NearestNeighbour" or not seed
+            (each, seed) for seed in range(seeds) for each in reversed(runs) if each != "NearestNeighbour" or not seed
         ]
-        futures = [pool.submit(measure, name, seed, dataset, options, budget, folder) for name, seed in todo]
+        futures = [pool.submit(measure, each, seed, dataset, options, budget, folder) for each, seed in todo]
         for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
             run = future.result()
             runs[run["name"]].append(run)
     settings = {"data": dataset, **options, "test_split": "test", "queries": 15, "threads": 1}
     record = {"measured": measured, "settings": settings, "budget_cpu_seconds": budget, "seeds": list(range(seeds))}
-    rows = [row(name, sorted(runs[name], key=lambda run: run["seed"])) for name in runs]
-    typer.echo(results.write(f"few_shot_{dataset}", {**record, "rows": rows}))
+    rows = [row(each, sorted(found, key=lambda run: run["seed"])) for each, found in runs.items()]
+    typer.echo(results.write(name or f"few_shot_{dataset}", {**record, "rows": rows}))
 
 
 if __name__ == "__main__":

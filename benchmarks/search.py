@@ -55,6 +55,9 @@ CANDIDATES = [
     candidate("Reptile", "Reptile", inner_lr=3e-3, steps=5, batch=10, eval_steps=20),
     candidate("Reptile", "Reptile", inner_lr=1e-3, steps=10, batch=10, eval_steps=20),
     candidate("Reptile", "Reptile", inner_lr=0.1, steps=5, batch=25, eval_steps=20, adam=False),
+    candidate("Reptile", "Reptile", inner_lr=1e-2, steps=5, batch=10, eval_steps=20),
+    candidate("Reptile", "Reptile", inner_lr=1e-2, steps=5, batch=25, eval_steps=20),
+    candidate("Reptile", "Reptile", inner_lr=1.0, steps=5, batch=25, eval_steps=20, adam=False),
 ]
 
 

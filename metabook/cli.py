@@ -57,7 +57,9 @@ def one_line_errors() -> Iterator[None]:
 
 @app.command()
 def train(
-    learner: Annotated[str, typer.Argument(help="ProtoNet, MAML, PretrainedNearestMean or FineTune.")],
+    learner: Annotated[
+        str, typer.Argument(help="ProtoNet, MAML, MAML++, MetaSGD, ANIL, Reptile, PretrainedNearestMean or FineTune.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the trained learner and the record.")],
     data: DataName = "glyphs",
     split: Annotated[str, typer.Option(help="Classes to train on; parts are joined by +.")] = "train+validation",
@@ -69,7 +71,9 @@ def train(
     iterations: Annotated[int | None, typer.Option(min=1, help="Meta-training steps. [default: 1000]")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Instead: about so many minutes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Outer learning rate. [default: the learner's recipe]")] = None,
-    first_order: Annotated[bool, typer.Option("--first-order", help="MAML without second derivatives.")] = False,
+    first_order: Annotated[
+        bool, typer.Option("--first-order", help="MAML and its relatives without second derivatives.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="No distortions, rotations or same-alphabet tasks.")] = False,
     seed: Annotated[int, typer.Option(help="Of the initial weights and the training tasks.")] = 0,
     save_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = 30.0,
@@ -130,7 +134,7 @@ def _build(chosen: Recipe, source: TaskSource, first_order: bool) -> Learner:
     classes = len(source.data) if isinstance(source, EpisodeSampler) else 0
     built = chosen.build(chosen.ways, classes, first_order)
     if first_order and not isinstance(built, MAML):
-        raise ValueError("--first-order is an option of MAML")
+        raise ValueError("--first-order is an option of MAML, MAML++, MetaSGD and ANIL")
     return built
 
 

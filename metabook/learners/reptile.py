@@ -79,7 +79,7 @@ class Reptile(GradientLearner):
         return task_losses(self.forward_adapted(batched.expand(self.net, len(episodes)), x), y).mean()
 
     def accumulate_gradients(self, episodes: Episodes) -> Tensor:
-        """Put the mean over the tasks of ``theta - phi`` into ``.grad``; return the mean loss at the last inner step."""
+        """Put the mean over the tasks of ``theta - phi`` into ``.grad``; return the loss of the last step."""
         self._check(episodes)
         total = torch.zeros((), device=episodes.device)
         for part in episodes.split(self._chunk(episodes)):
