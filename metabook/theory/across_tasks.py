@@ -48,6 +48,7 @@ __all__ = [
     "simulate_accumulation",
     "simulate_categories",
     "simulate_excess",
+    "simulate_misses",
     "simulate_refits",
     "support_risk",
     "transition_matrix",
@@ -75,8 +76,8 @@ def posterior(y: np.ndarray, mu: float, tau2: float, sigma2: float) -> tuple[np.
 def log_marginal(y: Tensor, mu: Tensor | float, tau2: Tensor, sigma2: Tensor) -> Tensor:
     r"""Log-density ``[T]`` of each task's examples ``y [T, K]`` with the task's parameter integrated out.
 
-    The factor that holds :math:`\mu` and :math:`\tau^2` is :math:`N(\bar y_t; \mu, \tau^2 + \sigma^2/K)`; the other one,
-    of the deviations from the task's mean, depends on :math:`\sigma^2` alone.
+    The factor with :math:`\mu` and :math:`\tau^2` is :math:`N(\bar y_t; \mu, \tau^2 + \sigma^2/K)`; the other, of the
+    deviations from the task's mean, depends on :math:`\sigma^2` alone.
     """
     K = y.shape[1]
     mean, v = y.mean(1), tau2 + sigma2 / K
@@ -242,10 +243,34 @@ def simulate_excess(
 def miss_risk(
     theta: np.ndarray, alpha: np.ndarray, mu: float, tau2: float, sigma2: float, K: int, radius: float
 ) -> np.ndarray:
-    """Probability that the prediction ``theta + alpha (mean of the support - theta)`` misses a query by more than radius."""
+    """Probability that ``theta + alpha (mean of the support - theta)`` is farther than radius from a query."""
     bias = (1 - alpha) * (mu - theta)
     sd = np.sqrt((1 - alpha) ** 2 * tau2 + alpha**2 * sigma2 / K + sigma2)
     return 1 - special.ndtr((radius - bias) / sd) + special.ndtr((-radius - bias) / sd)
+
+
+def simulate_misses(
+    rng: np.random.Generator,
+    runs: int,
+    T: int,
+    K: int,
+    candidates: np.ndarray,
+    tau2: float,
+    sigma2: float,
+    radius: float,
+    reuse: bool = False,
+) -> np.ndarray:
+    """Mean loss ``[runs, candidates]`` over T tasks, the loss being the share of K queries farther off than radius.
+
+    ``candidates [., 2]`` are pairs of theta and alpha, each task has K support examples; the tasks' mean is zero. With
+    ``reuse`` the support examples serve as queries as well.
+    """
+    phi = math.sqrt(tau2) * rng.standard_normal((runs, T, 1), dtype=np.float32)
+    support = phi + math.sqrt(sigma2) * rng.standard_normal((runs, T, K), dtype=np.float32)
+    query = support if reuse else phi + math.sqrt(sigma2) * rng.standard_normal((runs, T, K), dtype=np.float32)
+    mean = support.mean(2, keepdims=True)
+    losses = [(np.abs(theta + alpha * (mean - theta) - query) > radius).mean((1, 2)) for theta, alpha in candidates]
+    return np.stack(losses, 1)
 
 
 def hoeffding_gap(T: int, candidates: int, delta: float) -> float:
