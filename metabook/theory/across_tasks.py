@@ -25,6 +25,7 @@ __all__ = [
     "accumulated_variance",
     "best_shots",
     "collapse_drift",
+    "continued_round",
     "data_weight",
     "diversity",
     "early_stopped",
@@ -42,6 +43,7 @@ __all__ = [
     "miss_risk",
     "mixed_moments",
     "mixed_variance",
+    "mixture_round",
     "pac_bayes_bound",
     "posterior",
     "query_risk",
@@ -320,6 +322,13 @@ def simulate_refits(
     return mean, variance
 
 
+def mixture_round(state: Tensor, real: float) -> Tensor:
+    """One round with infinitely many samples: mean and variance ``[2]`` of the mixture; the real one is N(0, 1)."""
+    mean, variance = state
+    own = (1 - real) * variance + real * (1 - real) * mean**2
+    return torch.stack([(1 - real) * mean, real + own])
+
+
 def mixed_moments(n: int, real: float) -> tuple[np.ndarray, np.ndarray]:
     r"""Matrix and offset of the map of :math:`(E(\mu_t - \mu_0)^2, E\sigma_t^2)` from round to round, real variance 1.
 
@@ -396,6 +405,11 @@ def verified_round(p: np.ndarray | float, ratio: float, anchor: float, share: fl
     Fresh real data: ``anchor`` is their share of correct answers. Restart from the base model: its own share.
     """
     return share * anchor + (1 - share) * verified(p, ratio)
+
+
+def continued_round(p: Tensor | float, ratio: float, learnt: float) -> Tensor | float:
+    """One round of training that goes on from the last model, a share ``learnt`` of the way to the verified samples."""
+    return (1 - learnt) * p + learnt * ratio * p / (1 + (ratio - 1) * p)
 
 
 def verified_fixed_point(ratio: float, anchor: float, share: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, jacrev
 
 from metabook.theory import across_tasks as across
 
@@ -276,6 +276,20 @@ def test_bounds_hold_and_shrink_with_the_tasks() -> None:
     assert across.kl_inverse(1.0, 0.1) == 1.0
 
 
+def test_bounds_hold_for_simulated_meta_learners(rng: np.random.Generator) -> None:
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(0, 1, 6)), -1).reshape(-1, 2)
+    risk = across.miss_risk(*grid.T, 0.0, TAU2, SIGMA2, 3, 1.0)
+    losses, reused = (
+        across.simulate_misses(rng, 200, 320, 3, grid, TAU2, SIGMA2, 1.0, reuse) for reuse in (False, True)
+    )
+    allowed = across.hoeffding_gap(320, len(grid), 0.05)
+    assert ((risk - losses).max(1) > allowed).mean() <= 0.05
+    assert ((risk - reused).max(1) > allowed).mean() > 0.95  # without held-out queries it is no bound
+    for each in losses:
+        gibbs, bound = across.pac_bayes_bound(each, 320, 0.05, 30.0)
+        assert gibbs @ risk < bound
+
+
 def test_pac_bayes_with_a_flat_posterior_pays_nothing_for_it() -> None:
     losses = np.linspace(0.2, 0.6, 5)
     gibbs, bound = across.pac_bayes_bound(losses, 100, 0.05, 0.0)
@@ -299,6 +313,21 @@ def test_unfiltered_refits_lose_the_variance(rng: np.random.Generator, unbiased:
         if not unbiased:
             assert agrees(np.square(mean[t]), 1 - keep)
     assert across.collapse_drift(n, unbiased) < 0
+
+
+@pytest.mark.parametrize("real", [0.0, 0.1, 0.5])
+def test_the_real_distribution_is_stable_with_real_data(real: float) -> None:
+    target = torch.tensor([0.0, 1.0], dtype=F64)
+    torch.testing.assert_close(across.mixture_round(target, real), target, rtol=0, atol=1e-12)
+    J = jacrev(across.mixture_round)(target, real)
+    torch.testing.assert_close(J, (1 - real) * torch.eye(2, dtype=F64), rtol=0, atol=1e-12)
+    points, weights = np.polynomial.hermite_e.hermegauss(20)  # moments of the mixture, by quadrature
+    weights = weights / weights.sum()
+    x = np.concatenate([points, 0.3 + math.sqrt(0.6) * points])
+    w = np.concatenate([real * weights, (1 - real) * weights])
+    moments = torch.tensor([w @ x, w @ x**2 - (w @ x) ** 2])
+    state = torch.tensor([0.3, 0.6], dtype=F64)
+    torch.testing.assert_close(across.mixture_round(state, real), moments, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("n", "real"), [(5, 0.2), (10, 0.1), (50, 0.02)])
@@ -382,6 +411,20 @@ def test_fixed_point_of_the_mixed_verified_loop(ratio: float, share: float, anch
         for _ in range(20_000):
             p = float(across.verified_round(p, ratio, anchor, share))
         assert p == pytest.approx(fixed, abs=1e-8)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 1.1, 3.0])
+def test_a_loop_that_continues_ends_where_the_verifier_points(ratio: float) -> None:
+    share, p = 0.7, 0.3
+    slopes = jacrev(across.continued_round)(torch.tensor([0.0, 1.0], dtype=F64), ratio, share).diagonal()
+    expected = torch.tensor([1 - share + share * ratio, 1 - share + share / ratio], dtype=F64)
+    torch.testing.assert_close(slopes, expected, rtol=0, atol=1e-12)
+    assert across.continued_round(p, ratio, 1.0) == pytest.approx(float(across.verified(p, ratio)), abs=1e-12)
+    for _ in range(1000):
+        p = across.continued_round(p, ratio, share)
+    assert p == pytest.approx(float(ratio > 1), abs=1e-8)
+    restart = across.verified_fixed_point(ratio, 0.3, 1 - share)
+    assert (1 - share) * 0.3 < restart < 1
 
 
 def test_correct_data_beat_a_bad_verifier_from_a_share_on() -> None:
