@@ -10,7 +10,6 @@ for them support and query loss are the same.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -40,7 +39,6 @@ __all__ = [
     "proximal_minimum",
     "recomputed_gradient",
     "run_outer_loop",
-    "saved_bytes",
     "unrolled_gradient",
 ]
 
@@ -143,36 +141,6 @@ def first_order_bound(support: Loss, path: Tensor, alpha: float) -> Tensor:
 
 
 # --- What it costs ------------------------------------------------------------------------------------------------
-
-
-def saved_bytes(compute: Callable[[], object]) -> int:
-    """Most bytes that autograd kept for a backward pass at one time while ``compute`` ran.
-
-    Every saved tensor passes through a hook; memory that several of them share counts once. Parameters count, where
-    autograd saved them. The same computation always gives the same number. (``torch.func`` does not admit such hooks:
-    use ``torch.autograd.grad``.)
-    """
-    holders: Counter[int] = Counter()
-    sizes: dict[int, int] = {}
-    peak = 0
-
-    class Held:
-        def __init__(self, tensor: Tensor) -> None:
-            nonlocal peak
-            storage = tensor.untyped_storage()
-            self.tensor, self.key = tensor, storage.data_ptr()
-            holders[self.key] += 1
-            sizes[self.key] = storage.nbytes()
-            peak = max(peak, sum(sizes.values()))
-
-        def __del__(self) -> None:
-            holders[self.key] -= 1
-            if not holders[self.key]:
-                sizes.pop(self.key, None)
-
-    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-        compute()
-    return peak
 
 
 def unrolled_gradient(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
+from metabook.memory import saved_bytes
 from metabook.theory import maml_gradient as theory
 
 F64 = torch.float64
@@ -174,28 +175,9 @@ def test_the_error_is_linear_in_the_rate(theta: Tensor, n: int) -> None:
 # --- What it costs ------------------------------------------------------------------------------------------------
 
 
-def test_saved_bytes_counts_memory_once() -> None:
-    x = torch.rand(1000, dtype=F64, requires_grad=True)
-    assert theory.saved_bytes(lambda: x.exp()) == 8000  # exp keeps its result
-    assert theory.saved_bytes(lambda: x * x) == 8000  # twice the same
-    assert theory.saved_bytes(lambda: (x * x) * 3.0) == 8000  # a product with a number keeps nothing
-    assert theory.saved_bytes(lambda: x.exp().exp()) == 16000
-    assert theory.saved_bytes(lambda: x.detach().exp()) == 0
-
-
-def test_saved_bytes_is_a_peak_not_a_sum() -> None:
-    x = torch.rand(1000, dtype=F64, requires_grad=True)
-
-    def one_after_the_other() -> None:
-        for _ in range(5):
-            torch.autograd.grad(x.exp().sum(), x)
-
-    assert theory.saved_bytes(one_after_the_other) == 8000
-
-
 def test_memory_grows_with_the_steps_only_where_the_graph_is_kept(theta: Tensor) -> None:
     def kept(compute, n: int, **options: bool) -> int:
-        return theory.saved_bytes(lambda: compute(support, query, theta, 0.1, n, **options))
+        return saved_bytes(lambda: compute(support, query, theta, 0.1, n, **options))
 
     second = [kept(theory.unrolled_gradient, n) for n in (1, 2, 3, 4, 5)]
     steps = np.diff(second)
