@@ -28,7 +28,7 @@ from metabook.learners import Learner, ProtoNet, task_losses
 from metabook.learners.prototypes import class_means, squared_distances
 from metabook.training import ci95
 
-__all__ = ["EXHIBITS", "Cost", "Exhibit", "Listing", "TrainedBy", "cost", "listing"]
+__all__ = ["EXHIBITS", "Cost", "Exhibit", "Shown", "TrainedBy", "cost", "listing"]
 
 
 # --- The outer gradient of MAML -----------------------------------------------------------------------------------
@@ -611,26 +611,28 @@ class Exhibit:
     ----------
     title : str
         The error in a few words.
+    symptom : str
+        What one sees of it.
     broken, fixed : callable
         Take the same arguments.
     check : callable
         ``check(broken)`` raises AssertionError, ``check(fixed)`` does not.
-    shown : str, optional
+    method : str, optional
         The method that differs, where ``broken`` and ``fixed`` are classes.
     """
 
     title: str
+    symptom: str
     broken: Callable[..., Any]
     fixed: Callable[..., Any]
     check: Callable[..., None]
-    shown: str = ""
+    method: str = ""
 
-    def diff(self) -> Listing:
-        """The listing, wrong lines marked with a minus and right ones with a plus."""
-        parts = [getattr(each, self.shown) if self.shown else each for each in (self.broken, self.fixed)]
+    def diff(self) -> str:
+        """The listing, its wrong lines marked with a minus and the right ones with a plus."""
+        parts = [getattr(each, self.method) if self.method else each for each in (self.broken, self.fixed)]
         wrong, right = (_source(part).splitlines() for part in parts)
-        lines = list(difflib.unified_diff(wrong, right, n=1000, lineterm=""))[3:]
-        return Listing("\n".join(lines), "diff")
+        return "\n".join(list(difflib.unified_diff(wrong, right, n=1000, lineterm=""))[3:])
 
     def verdict(self) -> str:
         """What the check says of the broken version.
@@ -649,42 +651,196 @@ class Exhibit:
             return f"{self.check.__name__}: {error}"
         raise LookupError(f"{self.check.__name__} finds no fault with {self.broken.__name__}")
 
+    def show(self) -> Shown:
+        """The diff and the verdict, for a notebook."""
+        return Shown([("diff", self.diff()), ("text", self.verdict())])
+
 
 EXHIBITS = {
-    "copy": Exhibit("inner steps on a copy", steps_on_a_copy, maml_loss, check_meta_gradient),
-    "data": Exhibit("inner steps through p.data", data_updates, maml_loss, check_weights_stay),
-    "graph": Exhibit("create_graph missing", no_create_graph, maml_loss, check_meta_gradient),
-    "detached": Exhibit("FOMAML by detaching the weights", detached_weights, fomaml_loss, check_first_order),
-    "joint": Exhibit("first listing: joint training", joint_listing, maml_loss, check_weights_stay),
-    "wandering": Exhibit("second listing: wandering weights", wandering_listing, maml_loss, check_weights_stay),
-    "support": Exhibit("support reused as query", support_as_query, maml_loss, check_queries_count),
-    "other": Exhibit("queries of a validation task", query_of_another_task, maml_loss, check_mean_over_tasks),
-    "sum": Exhibit("outer loss summed over tasks", sum_over_tasks, maml_loss, check_mean_over_tasks),
-    "rate": Exhibit("inner rate of another reduction", rate_copied, rate_converted, check_published_step),
-    "softmax": Exhibit("softmax before cross-entropy", softmax_twice, protonet_loss, check_sure_answer),
-    "unsquared": Exhibit("distance not squared", unsquared_distance, protonet_loss, check_squared_distance),
+    "copy": Exhibit(
+        "inner steps on a copy",
+        "the weights never move",
+        steps_on_a_copy,
+        maml_loss,
+        check_meta_gradient,
+    ),
+    "data": Exhibit(
+        "inner steps through p.data",
+        "weights move before the outer step",
+        data_updates,
+        maml_loss,
+        check_weights_stay,
+    ),
+    "graph": Exhibit(
+        "create_graph missing",
+        "none: the loss is the same",
+        no_create_graph,
+        maml_loss,
+        check_meta_gradient,
+    ),
+    "detached": Exhibit(
+        "FOMAML by detaching the weights",
+        "the weights never move",
+        detached_weights,
+        fomaml_loss,
+        check_first_order,
+    ),
+    "joint": Exhibit(
+        "first listing: joint training",
+        "none: the loss falls",
+        joint_listing,
+        maml_loss,
+        check_weights_stay,
+    ),
+    "wandering": Exhibit(
+        "second listing: wandering weights",
+        "the loss falls, unsteadily",
+        wandering_listing,
+        maml_loss,
+        check_weights_stay,
+    ),
+    "support": Exhibit(
+        "support reused as query",
+        "a training loss that is too good",
+        support_as_query,
+        maml_loss,
+        check_queries_count,
+    ),
+    "other": Exhibit(
+        "queries of a validation task",
+        "adaptation does not lower the loss",
+        query_of_another_task,
+        maml_loss,
+        check_mean_over_tasks,
+    ),
+    "sum": Exhibit(
+        "outer loss summed over tasks",
+        "none with Adam; SGD takes longer steps",
+        sum_over_tasks,
+        maml_loss,
+        check_mean_over_tasks,
+    ),
+    "rate": Exhibit(
+        "inner rate of another reduction",
+        "adaptation is too weak or too strong",
+        rate_copied,
+        rate_converted,
+        check_published_step,
+    ),
+    "softmax": Exhibit(
+        "softmax before cross-entropy",
+        "the loss has a floor above zero",
+        softmax_twice,
+        protonet_loss,
+        check_sure_answer,
+    ),
+    "unsquared": Exhibit(
+        "distance not squared",
+        "none",
+        unsquared_distance,
+        protonet_loss,
+        check_squared_distance,
+    ),
     "train mode": Exhibit(
-        "batch statistics called inductive", answer_in_train_mode, answer_in_eval_mode, check_queries_are_separate
+        "batch statistics called inductive",
+        "answers depend on the other queries",
+        answer_in_train_mode,
+        answer_in_eval_mode,
+        check_queries_are_separate,
     ),
     "lost": Exhibit(
-        "running statistics lost", embed_with_lost_buffers, embed_with_own_buffers, check_statistics_arrive
+        "running statistics lost",
+        "good in training mode, poor in evaluation mode",
+        embed_with_lost_buffers,
+        embed_with_own_buffers,
+        check_statistics_arrive,
     ),
-    "reptile sum": Exhibit("Reptile: sum, not mean", reptile_sum, reptile_step, check_reptile_step),
-    "reptile sign": Exhibit("Reptile: sign flipped", reptile_away, reptile_step, check_reptile_step),
-    "reptile rate": Exhibit("Reptile: outer rate not annealed", constant_rate, linear_rate, check_rate_falls),
+    "reptile sum": Exhibit(
+        "Reptile: sum, not mean",
+        "outer steps too long",
+        reptile_sum,
+        reptile_step,
+        check_reptile_step,
+    ),
+    "reptile sign": Exhibit(
+        "Reptile: sign flipped",
+        "the loss grows",
+        reptile_away,
+        reptile_step,
+        check_reptile_step,
+    ),
+    "reptile rate": Exhibit(
+        "Reptile: outer rate not annealed",
+        "the last tasks weigh most",
+        constant_rate,
+        linear_rate,
+        check_rate_falls,
+    ),
     "momentum": Exhibit(
-        "Reptile: inner Adam with momentum", MomentumTraining, TaskTraining, check_no_momentum, "optimiser"
+        "Reptile: inner Adam with momentum",
+        "none",
+        MomentumTraining,
+        TaskTraining,
+        check_no_momentum,
+        "optimiser",
     ),
-    "memory": Exhibit("Reptile: Adam's state kept", LeakingTraining, TaskTraining, check_no_memory, "optimiser"),
+    "memory": Exhibit(
+        "Reptile: Adam's state kept",
+        "a task's result depends on earlier tasks",
+        LeakingTraining,
+        TaskTraining,
+        check_no_memory,
+        "optimiser",
+    ),
     "replacement": Exhibit(
-        "class twice in a task", classes_with_replacement, classes_without_replacement, check_classes_differ
+        "class twice in a task",
+        "queries that nobody can answer",
+        classes_with_replacement,
+        classes_without_replacement,
+        check_classes_differ,
     ),
-    "rotation": Exhibit("images rotated, not classes", images_rotated, classes_rotated, check_one_angle_a_class),
-    "alphabet": Exhibit("split by character", split_by_character, split_by_alphabet, check_alphabets_apart),
-    "unseeded": Exhibit("split not seeded", split_unseeded, split_by_alphabet, check_split_repeats),
-    "chosen": Exhibit("checkpoint chosen on test", chosen_on_test, chosen_on_validation, check_choice_is_blind),
-    "deviation": Exhibit("± is a standard deviation", standard_deviation, half_width, check_more_tasks_help),
-    "one seed": Exhibit("one seed", one_seed, half_width, check_seeds_count),
+    "rotation": Exhibit(
+        "images rotated, not classes",
+        "support and query at different angles",
+        images_rotated,
+        classes_rotated,
+        check_one_angle_a_class,
+    ),
+    "alphabet": Exhibit(
+        "split by character",
+        "none: the test may be too good",
+        split_by_character,
+        split_by_alphabet,
+        check_alphabets_apart,
+    ),
+    "unseeded": Exhibit(
+        "split not seeded",
+        "the test set changes from run to run",
+        split_unseeded,
+        split_by_alphabet,
+        check_split_repeats,
+    ),
+    "chosen": Exhibit(
+        "checkpoint chosen on test",
+        "new tasks give less than was reported",
+        chosen_on_test,
+        chosen_on_validation,
+        check_choice_is_blind,
+    ),
+    "deviation": Exhibit(
+        "± is a standard deviation",
+        "more tasks do not make it smaller",
+        standard_deviation,
+        half_width,
+        check_more_tasks_help,
+    ),
+    "one seed": Exhibit(
+        "one seed",
+        "another seed falls outside the interval",
+        one_seed,
+        half_width,
+        check_seeds_count,
+    ),
 }
 """The errors, in the chapter's order, by a short name."""
 
@@ -693,26 +849,31 @@ EXHIBITS = {
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Source text that a notebook shows with its syntax coloured."""
+class Shown:
+    """Source text that a notebook shows with its syntax coloured.
 
-    text: str
-    language: str = "python"
+    Parameters
+    ----------
+    parts : sequence of pairs
+        Language and text of each block.
+    """
+
+    parts: Sequence[tuple[str, str]]
 
     def __repr__(self) -> str:
-        return self.text
+        return "\n\n".join(text for _, text in self.parts)
 
     def _repr_markdown_(self) -> str:
-        return f"```{self.language}\n{self.text}\n```"
+        return "\n\n".join(f"```{language}\n{text}\n```" for language, text in self.parts)
 
 
 def _source(thing: Callable[..., Any]) -> str:
     return textwrap.dedent(inspect.getsource(thing)).strip()
 
 
-def listing(*things: Callable[..., Any]) -> Listing:
+def listing(*things: Callable[..., Any]) -> Shown:
     """The source of some functions or classes of this module."""
-    return Listing("\n\n\n".join(_source(thing) for thing in things))
+    return Shown([("python", "\n\n\n".join(_source(thing) for thing in things))])
 
 
 class TrainedBy(Learner):
@@ -744,17 +905,13 @@ class TrainedBy(Learner):
 
 
 def reptile(
-    net: nn.Module,
-    episodes: Episodes,
-    train: TaskTraining,
-    step: Callable[[Tensor, Tensor], Tensor] = reptile_step,
+    net: nn.Module, episodes: Episodes, train: TaskTraining, step: Callable[[Tensor, Tensor], Tensor] = reptile_step
 ) -> Tensor:
-    """Fill ``.grad`` with Reptile's outer step; returns the loss on the support sets before it."""
+    """Fill ``.grad`` with what Reptile's outer loop subtracts; returns its root mean square, for want of a loss."""
     phi = train(net, episodes)
     for name, p in net.named_parameters():
         p.grad = step(p.detach(), phi[name])
-    with torch.no_grad():
-        return task_losses(forward(net, expand(net, len(episodes)), episodes.support_x), episodes.support_y).mean()
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).square().mean().sqrt()
 
 
 @dataclass(frozen=True)
@@ -772,6 +929,8 @@ class Cost:
     def __str__(self) -> str:
         if not math.isfinite(self.mean):
             return "diverges"
+        if abs(self.mean) >= 1000:
+            return f"{self.mean:+.0e}"
         return f"{self.mean:+.2f} ± {self.half:.2f}" + ("" if self.resolved else " (not resolved)")
 
 
