@@ -78,7 +78,7 @@ class GradientLearner(Learner):
 
     def update(self, params: Parameters, grads: Parameters, step: int, state: Parameters) -> Parameters:
         """The parameters after inner step number ``step``: here plain gradient descent, which keeps no ``state``."""
-        return {name: p - self.inner_lr * grads[name] for name, p in params.items()}
+        return {name: torch.add(p, grads[name], alpha=-self.inner_lr) for name, p in params.items()}
 
     def inner_loop(self, episodes: Episodes, steps: int, second_order: bool = False) -> Iterator[Parameters]:
         """Yield the tasks' parameters after 0, 1, ..., ``steps`` steps.
