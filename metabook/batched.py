@@ -30,16 +30,16 @@ Parameters = dict[str, Tensor]
 
 
 def expand(net: nn.Module, tasks: int) -> Parameters:
-    """The net's parameters, once for each task: views ``[tasks, ...]`` of the shared ones, not copies."""
+    """The net's parameters, once for each task: views ``[tasks, ...]`` of the shared ones, or of one copy."""
     return {name: _expand(p, tasks) for name, p in net.named_parameters()}
 
 
 def _expand(p: Tensor, tasks: int) -> Tensor:
     if p.dim() != 4:
         return p.expand(tasks, *p.shape)
-    # A kernel [out, channels, height, width] is copied once, to the memory order [height, width, channels, out], in
-    # which it is a matrix as it stands. The copy is what is expanded, so that the gradients, which come in the same
-    # order, are summed over the tasks in the order of the memory (fifty times faster than across it).
+    # A kernel [out, in, height, width] is copied once, to the order [height, width, in, out] in memory, in which it is
+    # a matrix as it stands. Its gradients come in the same order, and are summed over the tasks along the memory, which
+    # is fifty times faster than across it.
     kernel = p.permute(2, 3, 1, 0).contiguous()
     return kernel.expand(tasks, *kernel.shape).permute(0, 4, 3, 1, 2)
 
@@ -125,7 +125,7 @@ def _embed_images(net: Conv4, params: Parameters, x: Tensor) -> Tensor:
     maps = x.movedim(2, 4)
     for i, (convolution, norm, *pooling) in _blocks(net):
         kernel, bias = params[f"blocks.{i}.weight"], params[f"blocks.{i}.bias"]
-        maps = _Convolution.apply(maps, kernel, bias, convolution.stride[0], convolution.padding[0])
+        maps = _convolution(maps, kernel, bias, convolution.stride[0], convolution.padding[0])
         if isinstance(norm, BatchNorm):
             weight, bias = params[f"blocks.{i + 1}.weight"], params[f"blocks.{i + 1}.bias"]
             maps = _NormReLU.apply(maps, weight, bias, norm.eps)
@@ -163,101 +163,111 @@ def _blocks(net: Conv4) -> list[tuple[int, list[Any]]]:
     return [(i, [layer for layer in layers[i : i + size] if type(layer) is not nn.ReLU]) for i in range(0, len(layers), size)]
 
 
-def _positions(side: int, kernel: int, stride: int, padding: int) -> int:
-    """How many places the kernel takes along a side."""
-    return (side + 2 * padding - kernel) // stride + 1
+def _convolution(maps: Tensor, kernels: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """Each task's own convolution of its maps.
+
+    maps ``[tasks, examples, height, width, channels]``, kernels ``[tasks, out, channels, kernel, kernel]`` and bias
+    ``[tasks, out]`` to maps again.
+    """
+    side = kernels.shape[3]
+    weight = kernels.permute(0, 3, 4, 2, 1).flatten(1, 3)
+    out = _Product.apply(_Columns.apply(maps, side, stride, padding), weight, bias)
+    down, across = (_positions(length, side, stride, padding) for length in maps.shape[2:4])
+    return out.view(*maps.shape[:2], down, across, -1)
 
 
-def _columns(maps: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+class _Product(torch.autograd.Function):
+    """Each task's rows times its weight, plus its bias: ``[tasks, n, in]``, ``[tasks, in, out]``, ``[tasks, out]``.
+
+    What torch's derivatives of ``baddbmm`` compute, with two advantages for large products: sums in the second derivative
+    are taken by the products as they go, and each derivative by the weight comes in the weight's own order in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _ProductBackward.apply(grad, *ctx.saved_tensors, ctx.needs_input_grad[0])
+
+
+class _ProductBackward(torch.autograd.Function):
+    """The derivatives of :class:`_Product`, and in ``backward`` the derivatives of these."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, inner: bool) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, x, weight)
+        by_x = torch.bmm(grad, weight.mT) if inner else None  # nobody asks for the derivative by the pictures
+        return by_x, torch.bmm(x.mT, grad), grad.sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u_x: Tensor | None, u_weight: Tensor | None, u_bias: Tensor | None) -> Any:
+        # Differentiates sum(u_x * by_x) + sum(u_weight * by_weight) + sum(u_bias * by_bias).
+        grad, x, weight = ctx.saved_tensors
+        by_grad = torch.zeros_like(grad) if u_bias is None else u_bias.unsqueeze(1).expand_as(grad)
+        by_x = by_weight = None
+        if u_weight is not None:
+            by_grad = torch.baddbmm(by_grad, x, u_weight)
+            by_x = torch.bmm(grad, u_weight.mT) if ctx.needs_input_grad[1] else None
+        if u_x is not None:
+            by_grad = torch.baddbmm(by_grad, u_x, weight)
+            by_weight = torch.bmm(u_x.mT, grad)
+        return by_grad, by_x, by_weight, None
+
+
+class _Columns(torch.autograd.Function):
     """The window under the kernel at each position as a row (im2col).
 
     ``[tasks, examples, height, width, channels]`` to ``[tasks, examples * positions, kernel ** 2 * channels]``.
     """
-    windows = F.pad(maps, (0, 0, *(padding,) * 4)).unfold(2, kernel, stride).unfold(3, kernel, stride)
-    return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(len(maps), -1, kernel**2 * maps.shape[4])
-
-
-def _add_columns(columns: Tensor, shape: torch.Size, kernel: int, stride: int, padding: int) -> Tensor:
-    """Each row added back to where its window was (col2im): the adjoint of :func:`_columns`."""
-    tasks, examples, height, width, channels = shape
-    down, across = (_positions(side, kernel, stride, padding) for side in (height, width))
-    rows = columns.view(tasks * examples, down, across, kernel, kernel, channels).transpose(2, 3)
-    # Parts of the windows that lie within one stride do not overlap: together they fill the map, cut into squares
-    # whose side is the stride, without gaps, and are added in one go.
-    squares = [
-        max(number + (kernel - 1) // stride, -(-(side + padding) // stride))
-        for number, side in ((down, height), (across, width))
-    ]
-    maps = columns.new_zeros(tasks * examples, squares[0], stride, squares[1], stride, channels)
-    for i in range(0, kernel, stride):
-        for j in range(0, kernel, stride):
-            part = rows[:, :, i : i + stride, :, j : j + stride]
-            top, left = i // stride, j // stride
-            maps[:, top : top + down, : part.shape[2], left : left + across, : part.shape[4]].add_(part)
-    maps = maps.view(tasks, examples, squares[0] * stride, squares[1] * stride, channels)
-    return maps[:, :, padding : padding + height, padding : padding + width]
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """Kernels ``[tasks, out, channels, height, width]`` as ``[tasks, height * width * channels, out]``."""
-    return weight.permute(0, 3, 4, 2, 1).flatten(1, 3)
-
-
-def _kernels(matrix: Tensor, kernel: int) -> Tensor:
-    """The inverse of :func:`_matrix`."""
-    return matrix.unflatten(1, (kernel, kernel, -1)).permute(0, 4, 3, 1, 2)
-
-
-class _Convolution(torch.autograd.Function):
-    """A convolution with weights of its own for each task, as products of matrices.
-
-    maps ``[tasks, examples, height, width, channels]``, weight ``[tasks, out, channels, kernel, kernel]`` and bias
-    ``[tasks, out]`` to maps again.
-    """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.how = how = (weight.shape[3], stride, padding)
-        columns = _columns(maps, *how)
-        ctx.save_for_backward(maps, weight, columns)
-        out = torch.baddbmm(bias.unsqueeze(1), columns, _matrix(weight))
-        return out.view(*maps.shape[:2], *(_positions(side, *how) for side in maps.shape[2:4]), -1)
+    def forward(ctx: Any, maps: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+        ctx.shape, ctx.how = maps.shape, (kernel, stride, padding)
+        windows = F.pad(maps, (0, 0, *(padding,) * 4)).unfold(2, kernel, stride).unfold(3, kernel, stride)
+        return windows.permute(0, 1, 2, 3, 5, 6, 4).reshape(len(maps), -1, kernel**2 * maps.shape[4])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_ConvolutionBackward.apply(grad, *ctx.saved_tensors, ctx.how, ctx.needs_input_grad[0]), None, None
+        return _AddColumns.apply(grad, ctx.shape, *ctx.how), None, None, None
 
 
-class _ConvolutionBackward(torch.autograd.Function):
-    """The derivatives of :class:`_Convolution`, and in ``backward`` the derivatives of these."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, grad: Tensor, maps: Tensor, weight: Tensor, columns: Tensor, how: Any, inner: bool
-    ) -> tuple[Tensor | None, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.how, ctx.shape, ctx.out = how, maps.shape, grad.shape
-        rows, matrix = grad.flatten(1, 3), _matrix(weight)
-        ctx.save_for_backward(rows, matrix, columns)
-        by_maps = _add_columns(torch.bmm(rows, matrix.mT), maps.shape, *how) if inner else None
-        return by_maps, _kernels(torch.bmm(columns.mT, rows), how[0]), rows.sum(1)
+class _AddColumns(torch.autograd.Function):
+    """Each row added back to where its window was (col2im): the adjoint of :class:`_Columns`, and this is its."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, u_maps: Tensor | None, u_weight: Tensor | None, u_bias: Tensor | None) -> Any:
-        rows, matrix, columns = ctx.saved_tensors
-        by_rows = torch.zeros_like(rows) if u_bias is None else u_bias.unsqueeze(1)
-        by_maps = by_weight = None
-        if u_weight is not None:
-            u_matrix = _matrix(u_weight)
-            by_rows = torch.baddbmm(by_rows, columns, u_matrix)
-            if ctx.needs_input_grad[1]:
-                by_maps = _add_columns(torch.bmm(rows, u_matrix.mT), ctx.shape, *ctx.how)
-        if u_maps is not None:
-            u_columns = _columns(u_maps, *ctx.how)
-            by_rows = torch.baddbmm(by_rows, u_columns, matrix)
-            by_weight = _kernels(torch.bmm(u_columns.mT, rows), ctx.how[0])
-        return by_rows.expand_as(rows).view(ctx.out), by_maps, by_weight, None, None, None
+    def forward(ctx: Any, columns: Tensor, shape: torch.Size, kernel: int, stride: int, padding: int) -> Tensor:
+        ctx.how = (kernel, stride, padding)
+        tasks, examples, height, width, channels = shape
+        down, across = (_positions(length, *ctx.how) for length in (height, width))
+        rows = columns.view(tasks * examples, down, across, kernel, kernel, channels).transpose(2, 3)
+        # The map is cut into squares with the stride as their side. Parts of the windows that are no larger do not
+        # overlap each other, and all of them are added in one go: four times for a 3 x 3 kernel with a stride of 2.
+        high, wide = (
+            max(number + (kernel - 1) // stride, -(-(length + padding) // stride))
+            for number, length in ((down, height), (across, width))
+        )
+        squares = columns.new_zeros(tasks * examples, high, stride, wide, stride, channels)
+        for top in range(0, kernel, stride):
+            for left in range(0, kernel, stride):
+                part = rows[:, :, top : top + stride, :, left : left + stride]
+                i, j = top // stride, left // stride
+                squares[:, i : i + down, : part.shape[2], j : j + across, : part.shape[4]].add_(part)
+        maps = squares.view(tasks, examples, high * stride, wide * stride, channels)
+        return maps[:, :, padding : padding + height, padding : padding + width]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Columns.apply(grad, *ctx.how), None, None, None, None
+
+
+def _positions(length: int, kernel: int, stride: int, padding: int) -> int:
+    """How many places the kernel takes along a side."""
+    return (length + 2 * padding - kernel) // stride + 1
 
 
 class _NormReLU(torch.autograd.Function):
