@@ -155,12 +155,12 @@ def _embed_one_by_one(net: Conv4, params: Parameters, x: Tensor) -> Tensor:
 
 
 def _blocks(net: Conv4) -> list[tuple[int, list[Any]]]:
-    """For each block the number of its first layer, and its layers: convolution, normalisation and perhaps pooling."""
+    """Of each block the number of its first layer, and its layers but the ReLU: convolution, norm, perhaps pooling."""
     if net.norm == "running":
         raise ValueError("tasks side by side need batch statistics: build the net with norm='batch' or norm='none'")
     layers = list(net.blocks)
     size = len(layers) // len(net.channels)
-    return [(i, [layer for layer in layers[i : i + size] if type(layer) is not nn.ReLU]) for i in range(0, len(layers), size)]
+    return [(i, [*layers[i : i + 2], *layers[i + 3 : i + size]]) for i in range(0, len(layers), size)]
 
 
 def _convolution(maps: Tensor, kernels: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -179,8 +179,8 @@ def _convolution(maps: Tensor, kernels: Tensor, bias: Tensor, stride: int, paddi
 class _Product(torch.autograd.Function):
     """Each task's rows times its weight, plus its bias: ``[tasks, n, in]``, ``[tasks, in, out]``, ``[tasks, out]``.
 
-    What torch's derivatives of ``baddbmm`` compute, with two advantages for large products: sums in the second derivative
-    are taken by the products as they go, and each derivative by the weight comes in the weight's own order in memory.
+    What torch's derivatives of ``baddbmm`` compute, but better for large products: sums in the second derivative are
+    taken by the products as they go, and each derivative by the weight comes in the weight's own order in memory.
     """
 
     @staticmethod
@@ -244,7 +244,7 @@ class _AddColumns(torch.autograd.Function):
         ctx.how = (kernel, stride, padding)
         tasks, examples, height, width, channels = shape
         down, across = (_positions(length, *ctx.how) for length in (height, width))
-        rows = columns.view(tasks * examples, down, across, kernel, kernel, channels).transpose(2, 3)
+        rows = columns.reshape(tasks * examples, down, across, kernel, kernel, channels).transpose(2, 3)
         # The map is cut into squares with the stride as their side. Parts of the windows that are no larger do not
         # overlap each other, and all of them are added in one go: four times for a 3 x 3 kernel with a stride of 2.
         high, wide = (
@@ -276,7 +276,7 @@ class _NormReLU(torch.autograd.Function):
     maps ``[tasks, examples, height, width, channels]``, weight and bias ``[tasks, channels]``. Of a task and a channel
     with numbers ``x`` at L positions it makes ``max(0, weight * n + bias)`` with ``n = (x - mean(x)) * r`` and
     ``r = 1 / sqrt(mean((x - mean(x)) ** 2) + eps)``. The derivatives are written out because torch's, which it takes of
-    each small operation one by one, pass over the maps about three times as often.
+    each small operation one by one, pass over the maps several times as often.
     """
 
     @staticmethod
@@ -314,23 +314,22 @@ class _NormReLUBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, u_maps: Tensor | None, u_weight: Tensor | None, u_bias: Tensor | None) -> Any:
-        # With a letter for each of the directions, this differentiates sum(u * by_maps) + v * by_weight + w * by_bias.
+        # Differentiates sum(u_maps * by_maps) + sum(u_weight * by_weight) + sum(u_bias * by_bias).
         weight, n, r, on, g, mean_g, mean_gn = ctx.saved_tensors
         u = torch.zeros_like(n) if u_maps is None else u_maps.flatten(1, 3)
         scale = weight.unsqueeze(1) * r
         mean_u, mean_un = _mean(u), _mean(u * n)
-        # By g: scale * (u - mean(u) - n * mean(u * n)) + v * n + w.
-        by_n = -scale * mean_un
-        constant = -scale * mean_u
+        # By g: scale * (u - mean(u) - n * mean(u * n)) + u_weight * n + u_bias.
+        by_n, constant = -scale * mean_un, -scale * mean_u
         if u_weight is not None:
             by_n += u_weight.unsqueeze(1)
         if u_bias is not None:
             constant += u_bias.unsqueeze(1)
         by_grad = torch.addcmul(constant, n, by_n).addcmul_(u, scale).mul_(on)
-        # By scale, for each position.
-        by_scale = _mean(u * g) - mean_g * mean_u - mean_gn * mean_un
-        # By n: h = by_n * g - scale * mean(g * n) * u, which then goes through the normalisation as g did above; and r,
-        # which is a part of the scale, depends on x too.
+        # By scale, divided by the number of positions: mean(u * by_maps) / scale.
+        by_scale = _mean(u * g) - mean_u * mean_g - mean_un * mean_gn
+        # By n: h = by_n * g + by_u * u. It goes back through the normalisation to x as g did above,
+        # r * (h - mean(h) - n * mean(h * n)), and r, a factor of the scale, depends on x as well.
         by_u = -scale * mean_gn
         mean_h = by_n * mean_g + by_u * mean_u
         mean_hn = by_n * mean_gn + by_u * mean_un + scale * by_scale

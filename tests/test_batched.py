@@ -122,7 +122,9 @@ def test_each_gradient_can_be_differentiated_by_itself(wanted):
 
 def test_a_third_derivative_is_refused_rather_than_wrong():
     maps, weight, bias = norm_inputs()
-    (first,) = torch.autograd.grad((batched._NormReLU.apply(maps, weight, bias, 1e-2) ** 3).sum(), maps, create_graph=True)
+    (first,) = torch.autograd.grad(
+        (batched._NormReLU.apply(maps, weight, bias, 1e-2) ** 3).sum(), maps, create_graph=True
+    )
     (second,) = torch.autograd.grad((first**2).sum(), maps, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         second.sum().backward()
