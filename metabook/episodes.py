@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -51,14 +51,12 @@ class Episodes:
         tasks = {len(part) for part in self._parts().values()}
         if len(tasks) != 1:
             raise ValueError(f"the parts of an episode disagree in the number of tasks: {sorted(tasks)}")
-        for name in ("support", "query"):
-            x, y = getattr(self, f"{name}_x"), getattr(self, f"{name}_y")
+        for name, x, y in (("support", self.support_x, self.support_y), ("query", self.query_x, self.query_y)):
             if x.shape[1] != y.shape[1]:
                 raise ValueError(f"{name}: {x.shape[1]} inputs a task but {y.shape[1]} targets")
 
     def _parts(self) -> dict[str, Tensor]:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in parts.items() if part is not None}
+        return {name: part for name, part in vars(self).items() if part is not None}
 
     def __len__(self) -> int:
         """Number of tasks."""
@@ -232,6 +230,8 @@ class EpisodeSampler:
         self.device = torch.device(device)
         self._x = data.x.to(self.device)
         self._counts, self._starts = counts, counts.cumsum(0) - counts
+        self._most, self._even = int(counts.max()), bool((counts == counts[0]).all())
+        self._labels = torch.arange(ways, device=self.device).repeat(shots + queries)
         names = sorted(set(data.groups))
         membership = torch.tensor([[group == name for group in data.groups] for name in names])  # [groups, classes]
         self._groups = membership[membership.sum(1) >= ways]
@@ -252,16 +252,17 @@ class EpisodeSampler:
         classes = self._draw_classes(tasks, generator)  # [tasks, ways]
         drawn = self.shots + self.queries
         # A random order of each class's examples: those that do not exist sort last.
-        keys = torch.rand(tasks, self.ways, int(self._counts.max()), generator=generator)
-        missing = torch.arange(keys.shape[-1]) >= self._counts[classes].unsqueeze(-1)
-        rows = keys.masked_fill_(missing, -1.0).topk(drawn).indices + self._starts[classes].unsqueeze(-1)
+        keys = torch.rand(tasks, self.ways, self._most, generator=generator)
+        if not self._even:
+            keys[torch.arange(self._most) >= self._counts[classes].unsqueeze(-1)] = -1.0
+        rows = keys.topk(drawn).indices + self._starts[classes].unsqueeze(-1)
         # One gather for the whole meta-batch, in the order task, example, class.
         flat = rows.transpose(1, 2).reshape(-1)
         x = self._x.index_select(0, flat.to(self.device))
         x = x.float().div_(255) if x.dtype == torch.uint8 else x
         x = self.transform(x, generator) if self.transform else x
         x = x.view(tasks, drawn * self.ways, *x.shape[1:])
-        y = torch.arange(self.ways, device=self.device).repeat(tasks, drawn)
+        y = self._labels.repeat(tasks, 1)
         cut = self.shots * self.ways
         return Episodes(x[:, :cut], y[:, :cut], x[:, cut:], y[:, cut:], classes.to(self.device))
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from metabook import batched
+from metabook import Episodes, batched
+from metabook.learners import MAML
 from metabook.nets import MLP, Conv4
 
 NETS = {
@@ -66,26 +67,92 @@ def test_inputs_have_derivatives_too(case):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "size"), [(3, 1, 1, 5), (3, 2, 1, 6), (3, 2, 1, 5), (2, 1, 0, 4)]
+    ("kernel", "stride", "padding", "size"),
+    [(3, 1, 1, 5), (3, 2, 1, 6), (3, 2, 1, 5), (2, 1, 0, 4), (2, 2, 0, 5), (3, 3, 0, 5), (1, 2, 0, 4), (5, 2, 2, 5)],
 )
 def test_a_convolution_is_twice_differentiable(kernel, stride, padding, size):
     torch.manual_seed(0)
-    layer = nn.Conv2d(2, 3, kernel, stride, padding).double()
     maps = torch.randn(2, 2, size, size, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 3, 2, kernel, kernel, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
 
-    def run(maps, weight, bias):
-        return batched._convolution(layer, "", {"weight": weight, "bias": bias}, maps)
+    def run(*inputs):
+        return batched._convolution(*inputs, stride, padding)
 
+    plain = [nn.functional.conv2d(*each, stride, padding) for each in zip(maps.movedim(4, 2), weight, bias)]
+    torch.testing.assert_close(run(maps, weight, bias), torch.stack(plain).movedim(2, 4), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(run, (maps, weight, bias))
     assert torch.autograd.gradgradcheck(run, (maps, weight, bias))
 
 
-def test_expanded_parameters_share_their_memory_and_sum_their_gradients():
+def norm_inputs():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    return maps, *(torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+
+def test_normalisation_with_relu_is_twice_differentiable():
+    def run(*inputs):
+        return batched._NormReLU.apply(*inputs, 1e-2)
+
+    maps, weight, bias = norm_inputs()
+    plain = [
+        nn.functional.batch_norm(z.flatten(0, 2), None, None, w, b, True, eps=1e-2).relu().view_as(z)
+        for z, w, b in zip(maps, weight, bias)
+    ]
+    torch.testing.assert_close(run(maps, weight, bias), torch.stack(plain), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(run, (maps, weight, bias))
+    assert torch.autograd.gradgradcheck(run, (maps, weight, bias))
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_each_gradient_can_be_differentiated_by_itself(wanted):
+    maps, weight, bias = norm_inputs()
+    kernel = torch.randn(2, 3, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    for inputs, run in (
+        ((maps, weight, bias), lambda *given: batched._NormReLU.apply(*given, 1e-2)),
+        ((maps, kernel, bias), lambda *given: batched._convolution(*given, 1, 0) ** 2),
+    ):
+
+        def gradient(*given, run=run):
+            return torch.autograd.grad((run(*given) ** 2).sum(), given[wanted], create_graph=True)
+
+        assert torch.autograd.gradcheck(gradient, inputs)
+
+
+def test_a_third_derivative_is_refused_rather_than_wrong():
+    maps, weight, bias = norm_inputs()
+    (first,) = torch.autograd.grad(
+        (batched._NormReLU.apply(maps, weight, bias, 1e-2) ** 3).sum(), maps, create_graph=True
+    )
+    (second,) = torch.autograd.grad((first**2).sum(), maps, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second.sum().backward()
+
+
+def test_kernels_are_stored_as_matrices():
+    """A kernel's matrix, and after an inner step too, is a view: the products need no copies."""
+    net = Conv4(3, 4, "stride")
+    learner = MAML(net, 0.1)
+    for params in learner.inner_loop(Episodes(*images(), *images()), 1, second_order=True):
+        kernel = params["blocks.3.weight"]
+        assert kernel.permute(0, 3, 4, 2, 1)[0].is_contiguous()
+
+
+def images():
+    return torch.randn(2, 3, 1, 28, 28), torch.arange(3).repeat(2, 1)
+
+
+def test_a_net_with_running_statistics_is_refused():
+    net = Conv4(3, 4, "stride", norm="running")
+    with pytest.raises(ValueError, match="batch statistics"):
+        batched.forward(net, batched.expand(net, 2), images()[0])
+
+
+def test_expanded_parameters_are_held_once_and_sum_their_gradients():
     net = MLP(1, (4,), 1)
     params = batched.expand(net, 5)
-    assert params["0.weight"].data_ptr() == net[0].weight.data_ptr()
+    assert all(p.stride(0) == 0 for p in params.values())
     (params["0.weight"] * torch.arange(5.0).view(5, 1, 1)).sum().backward()
     assert torch.equal(net[0].weight.grad, torch.full_like(net[0].weight, 10.0))
 

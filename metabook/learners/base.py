@@ -25,7 +25,7 @@ def task_losses(outputs: Tensor, targets: Tensor) -> Tensor:
     Tensor [tasks]
     """
     if targets.is_floating_point():
-        return (outputs - targets).square().flatten(1).mean(1)
+        return F.mse_loss(outputs, targets, reduction="none").flatten(1).mean(1)
     return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -78,7 +79,7 @@ class GradientLearner(Learner):
 
     def update(self, params: Parameters, grads: Parameters, step: int, state: Parameters) -> Parameters:
         """The parameters after inner step number ``step``: here plain gradient descent, which keeps no ``state``."""
-        return {name: p - self.inner_lr * grads[name] for name, p in params.items()}
+        return {name: torch.add(p, grads[name], alpha=-self.inner_lr) for name, p in params.items()}
 
     def inner_loop(self, episodes: Episodes, steps: int, second_order: bool = False) -> Iterator[Parameters]:
         """Yield the tasks' parameters after 0, 1, ..., ``steps`` steps.
@@ -120,8 +121,11 @@ class GradientLearner(Learner):
 
     def accumulate_gradients(self, episodes: Episodes) -> Tensor:
         """The meta-gradient, summed over chunks of the tasks: the graph of one chunk is all that is held."""
+        chunk = self._chunk(episodes)
+        if chunk >= len(episodes):
+            return super().accumulate_gradients(episodes)
         total = torch.zeros((), device=episodes.device)
-        for part in episodes.split(self._chunk(episodes)):
+        for part in episodes.split(chunk):
             loss = self.loss(part) * (len(part) / len(episodes))
             loss.backward()
             total += loss.detach()
@@ -132,8 +136,14 @@ class GradientLearner(Learner):
         return torch.cat([self.forward_adapted(self.adapt(part, steps), part.query_x) for part in parts])
 
     def _chunk(self, episodes: Episodes) -> int:
-        numbers = episodes.support_x[0].numel() + episodes.query_x[0].numel()  # of one task
-        return self.chunk or max(1, _CHUNK[episodes.device.type] // numbers)
+        if self.chunk:
+            return self.chunk
+        # How much a task holds, in numbers of its inputs. Where torch's own kernels run, they hold a fourth.
+        held = sum(
+            x[0].numel() / (4 if x.shape[1] >= batched.MANY else 1) for x in (episodes.support_x, episodes.query_x)
+        )
+        chunks = math.ceil(len(episodes) / max(1, _CHUNK[episodes.device.type] // held))
+        return math.ceil(len(episodes) / max(1, chunks))  # of about the same size
 
     def _check(self, episodes: Episodes) -> None:
         outputs = getattr(self.net, "outputs", episodes.ways)

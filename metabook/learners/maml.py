@@ -83,12 +83,15 @@ class MAML(GradientLearner):
 
     def loss(self, episodes: Episodes) -> Tensor:
         _, *path = self.inner_loop(episodes, self.steps, second_order=not self.first_order)
+        weights = self.step_weights()
         losses = [
-            weight * task_losses(self.forward_adapted(params, episodes.query_x), episodes.query_y).mean()
-            for weight, params in zip(self.step_weights(), path, strict=True)
+            task_losses(self.forward_adapted(params, episodes.query_x), episodes.query_y).mean()
+            for weight, params in zip(weights, path, strict=True)
             if weight > 0
         ]
-        return torch.stack(losses).sum()
+        if len(losses) == 1:  # the last step's, with a weight of one
+            return losses[0]
+        return torch.stack([weight * loss for weight, loss in zip(filter(None, weights), losses, strict=True)]).sum()
 
     def accumulate_gradients(self, episodes: Episodes) -> Tensor:
         loss = super().accumulate_gradients(episodes)

@@ -158,9 +158,17 @@ def test_chunks_change_no_result(case, name):
 
 def test_the_default_chunk_follows_the_size_of_the_tasks(make_pool):
     learner = MAML(MLP(), 0.01)
-    assert learner._chunk(Sinusoids(10, 10).sample(2)) >= 100
+    assert learner._chunk(Sinusoids(10, 10).sample(100)) == 100
     many = EpisodeSampler(make_pool(classes=6, instances=20), 5, 1, 15).sample(1)
-    assert 1 <= GradientLearner(Conv4(5), 0.1, 1)._chunk(many) < 1000
+    assert GradientLearner(Conv4(5), 0.1, 1)._chunk(many) == 1
+    large = [torch.zeros(100, 5, 1, 84, 84), torch.zeros(100, 5, dtype=torch.long)] * 2
+    assert 1 <= learner._chunk(Episodes(*large)) < 10
+
+
+def test_chunks_are_of_about_the_same_size():
+    learner = MAML(Conv4(5), 0.1)
+    sizes = {learner._chunk(Episodes(*[torch.zeros(n, 5, 1, 28, 28), torch.zeros(n, 5)] * 2)) for n in (16, 15, 9)}
+    assert sizes == {8, 5}  # 8 + 8, 8 + 7 and 5 + 4: not 8 + 1
 
 
 def test_reptile_is_the_mean_over_tasks_of_what_training_on_each_did(case):
