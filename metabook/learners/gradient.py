@@ -79,6 +79,8 @@ class GradientLearner(Learner):
 
     def update(self, params: Parameters, grads: Parameters, step: int, state: Parameters) -> Parameters:
         """The parameters after inner step number ``step``: here plain gradient descent, which keeps no ``state``."""
+        if isinstance(self.inner_lr, Tensor):  # a rate that is learnt
+            return {name: p - self.inner_lr * grads[name] for name, p in params.items()}
         return {name: torch.add(p, grads[name], alpha=-self.inner_lr) for name, p in params.items()}
 
     def inner_loop(self, episodes: Episodes, steps: int, second_order: bool = False) -> Iterator[Parameters]:

@@ -156,3 +156,14 @@ def test_impossible_settings_are_refused(make_pool):
     source = EpisodeSampler(make_pool(classes=6, instances=8), 3, 1, 1)
     with pytest.raises(ValueError, match="the net has 5 outputs, but the tasks have 3 ways"):
         evaluate(MAML(Conv4(5, 4, "stride")), source, tasks=2)
+
+
+def test_the_inner_rate_may_be_a_parameter_that_is_trained(episodes):
+    net = NETS["stride, no norm"]().double()
+    fixed, learned = MAML(net, 0.3, 2), MAML(net, 0.3, 2)
+    learned.inner_lr = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    torch.testing.assert_close(learned.loss(episodes), fixed.loss(episodes), rtol=0, atol=1e-12)
+    learned.loss(episodes).backward()
+    h = 1e-6
+    above, below = (MAML(net, 0.3 + sign * h, 2).loss(episodes).item() for sign in (1, -1))
+    assert learned.inner_lr.grad.item() == pytest.approx((above - below) / (2 * h), rel=1e-4)
