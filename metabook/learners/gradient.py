@@ -44,6 +44,7 @@ class GradientLearner(Learner):
     """
 
     chunk: int | None = None
+    inner_lr: float | Tensor
 
     def __init__(self, net: nn.Module, inner_lr: float, steps: int) -> None:
         super().__init__()
