@@ -13,6 +13,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metabook.batched import expand, forward
+from metabook.data import Sinusoids
 from metabook.episodes import Episodes, LabelledData, generator_for
-from metabook.learners import Learner, ProtoNet, task_losses
+from metabook.learners import MAML, Learner, ProtoNet, task_losses
 from metabook.learners.prototypes import class_means, squared_distances
-from metabook.training import ci95
+from metabook.nets import MLP
+from metabook.training import ci95, fit, seed_everything
 
 __all__ = ["EXHIBITS", "Cost", "Exhibit", "Shown", "TrainedBy", "cost", "listing"]
 
@@ -904,6 +907,48 @@ class TrainedBy(Learner):
         return self.learner.predict(episodes)
 
 
+def joint_training(net: nn.Module, episodes: Episodes) -> Tensor:
+    """No error, but another method: the query loss before any inner step."""
+    return task_losses(forward(net, expand(net, len(episodes)), episodes.query_x), episodes.query_y).mean()
+
+
+def train_on_curves(
+    exhibit: Callable[[Any, Episodes], Tensor], seeds: Sequence[int], steps: int, test: Episodes, **settings: Any
+) -> tuple[np.ndarray, list[list[float]]]:
+    """Train nets by an exhibit on sinusoids with five support points.
+
+    Parameters
+    ----------
+    exhibit : callable
+    seeds : sequence of int
+    steps : int
+        Updates.
+    test : Episodes
+        The tasks on which the nets are judged, and whose device they are trained on.
+    **settings
+        Of :func:`metabook.fit`, where they differ from those below.
+
+    Returns
+    -------
+    errors : ndarray [3, seeds, tasks]
+        Squared errors after 0, 1 and 5 inner steps.
+    losses : list
+        Training losses of each seed; none where training stopped because a loss was no number any more.
+    """
+    settings = dict(tasks=5, lr=1e-2, anneal="cosine", progress=False) | settings
+    errors, losses = [], []
+    for seed in seeds:
+        seed_everything(seed)
+        maml = MAML(MLP(), inner_lr=0.01, steps=1).to(test.device)
+        source = Sinusoids(5, 10, seed=seed, device=test.device)
+        losses.append([])
+        with suppress(FloatingPointError):
+            losses[-1] = fit(TrainedBy(maml, exhibit), source, steps=steps, seed=seed, **settings).losses
+        path = maml.trajectory(test, 5)[[0, 1, 5]]
+        errors.append((path - test.query_y).square().mean((2, 3)).double().cpu().numpy())
+    return np.stack(errors, 1), losses
+
+
 def reptile(
     net: nn.Module, episodes: Episodes, train: TaskTraining, step: Callable[[Tensor, Tensor], Tensor] = reptile_step
 ) -> Tensor:
@@ -931,6 +976,8 @@ class Cost:
             return "diverges"
         if abs(self.mean) >= 1000:
             return f"{self.mean:+.0e}"
+        if abs(self.mean) + self.half < 0.005:
+            return "none (within 0.005 of zero)"
         return f"{self.mean:+.2f} ± {self.half:.2f}" + ("" if self.resolved else " (not resolved)")
 
 
