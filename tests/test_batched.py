@@ -19,6 +19,10 @@ NETS = {
         lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2)),
         (4, 3),
     ),
+    "one ReLU in two places": (
+        lambda: nn.Sequential(nn.Linear(3, 6), relu := nn.ReLU(), nn.Linear(6, 5), relu, nn.Linear(5, 2)),
+        (4, 3),
+    ),
     "stride, batch norm": (lambda: Conv4(3, 4, "stride", "batch", size=16), (5, 1, 16, 16)),
     "pool, batch norm": (lambda: Conv4(3, 4, "pool", "batch", size=16), (5, 1, 16, 16)),
     "pool, no norm, colours": (lambda: Conv4(2, (2, 3, 4, 5), "pool", "none", 3, size=18), (3, 3, 18, 18)),
