@@ -29,7 +29,7 @@ def entry(errors: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
     return {steps: {"mean": c.mean, "half": c.half} if known[steps] else None for steps, c in costs.items()}
 
 
-def main(updates: int = 3_000, seeds: int = 5) -> None:
+def main(updates: int = 2_000, seeds: int = 5) -> None:
     """Train and evaluate, and write the record."""
     torch.set_num_threads(1)
     measured = results.circumstances()

@@ -935,8 +935,9 @@ def train_on_curves(
     losses : list
         Training losses of each seed; none where training stopped because a loss was no number any more.
     """
-    settings = dict(tasks=5, lr=1e-2, anneal="cosine", progress=False) | settings
-    errors, losses = [], []
+    settings = {"tasks": 5, "lr": 1e-2, "anneal": "cosine", "progress": False, **settings}
+    errors: list[np.ndarray] = []
+    losses: list[list[float]] = []
     for seed in seeds:
         seed_everything(seed)
         maml = MAML(MLP(), inner_lr=0.01, steps=1).to(test.device)
