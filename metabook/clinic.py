@@ -935,7 +935,7 @@ def train_on_curves(
     losses : list
         Training losses of each seed; none where training stopped because a loss was no number any more.
     """
-    settings = dict[str, Any](tasks=5, lr=1e-2, anneal="cosine", progress=False) | settings
+    settings = {"tasks": 5, "lr": 1e-2, "anneal": "cosine", "progress": False, **settings}
     errors: list[np.ndarray] = []
     losses: list[list[float]] = []
     for seed in seeds:
@@ -972,14 +972,18 @@ class Cost:
         """Whether the interval leaves out zero."""
         return abs(self.mean) > self.half
 
-    def __str__(self) -> str:
+    def words(self, unit: str = "") -> str:
+        """The cost in words, with a unit such as ``" points"``."""
         if not math.isfinite(self.mean):
             return "diverges"
         if abs(self.mean) >= 1000:
-            return f"{self.mean:+.0e}"
+            return f"{self.mean:+.0e}{unit}"
         if abs(self.mean) + self.half < 0.005:
             return "none (within 0.005 of zero)"
-        return f"{self.mean:+.2f} ± {self.half:.2f}" + ("" if self.resolved else " (not resolved)")
+        return f"{self.mean:+.2f} ± {self.half:.2f}{unit}" + ("" if self.resolved else " (not resolved)")
+
+    def __str__(self) -> str:
+        return self.words()
 
 
 def cost(broken: np.ndarray, fixed: np.ndarray, scale: float = 1.0) -> Cost:
