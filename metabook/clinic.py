@@ -697,7 +697,7 @@ EXHIBITS = {
     ),
     "wandering": Exhibit(
         "second listing: wandering weights",
-        "the loss falls, unsteadily",
+        "none: the loss falls",
         wandering_listing,
         maml_loss,
         check_weights_stay,
@@ -711,7 +711,7 @@ EXHIBITS = {
     ),
     "other": Exhibit(
         "queries of a validation task",
-        "adaptation does not lower the loss",
+        "adaptation helps less",
         query_of_another_task,
         maml_loss,
         check_mean_over_tasks,
@@ -839,7 +839,7 @@ EXHIBITS = {
     ),
     "one seed": Exhibit(
         "one seed",
-        "another seed falls outside the interval",
+        "another seed may fall outside the interval",
         one_seed,
         half_width,
         check_seeds_count,
