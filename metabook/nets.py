@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 __all__ = ["MLP", "BatchNorm", "Conv4"]
 
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
 
 class MLP(nn.Sequential):
-    """A multi-layer perceptron with ReLU activations, ``[..., inputs] -> [..., outputs]``.
+    """A multi-layer perceptron, ``[..., inputs] -> [..., outputs]``.
 
     The default widths are those of the sinusoid experiment of Finn et al. (2017, section 5.1).
 
@@ -26,15 +28,26 @@ class MLP(nn.Sequential):
     inputs, outputs : int
     hidden : sequence of int
         Width of each hidden layer.
+    activation : {"relu", "tanh"}
+        After each hidden layer.
+
+    Raises
+    ------
+    ValueError
+        For another activation.
     """
 
-    def __init__(self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1) -> None:
+    def __init__(
+        self, inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1, activation: str = "relu"
+    ) -> None:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, not {activation!r}")
         widths = [inputs, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[activation]()]
         super().__init__(*layers, nn.Linear(widths[-1], outputs))
-        self.inputs, self.hidden, self.outputs = inputs, tuple(hidden), outputs
+        self.inputs, self.hidden, self.outputs, self.activation = inputs, tuple(hidden), outputs, activation
 
 
 class BatchNorm(nn.Module):

@@ -5,6 +5,7 @@ Nothing here is pickled, so opening a file never runs code from it.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from metabook import learners, nets
+from metabook import learners
 from metabook.files import UserError, replacing
 
 __all__ = ["StorageError", "build", "describe", "load", "read_tensors", "save", "write_bytes", "write_tensors"]
@@ -50,7 +51,8 @@ def build(description: dict[str, Any]) -> nn.Module:
     """
     arguments = {name: build(value) if isinstance(value, dict) else value for name, value in description.items()}
     name = str(arguments.pop("class", None))
-    for namespace in (learners, nets):
+    for module in ("learners", "nets", "rl"):  # imported here: some of metabook.rl builds upon this module
+        namespace = importlib.import_module(f"metabook.{module}")
         kind = getattr(namespace, name) if name in namespace.__all__ else None
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             return kind(**arguments)

@@ -1,0 +1,29 @@
+"""Meta-reinforcement learning: families of environments with hidden tasks, and agents that learn to learn in them.
+
+Importing this registers the environments with Gymnasium: ``metabook/Bandits-v0``, ``metabook/Navigation-v0`` and
+``metabook/HiddenGoal-v0``.
+"""
+
+from metabook.rl.bandits import Bandits
+from metabook.rl.base import EnvTasks, TaskEnv, Tasks, Trajectories, rollout
+from metabook.rl.grid import HiddenGoal
+from metabook.rl.maml_rl import MAMLRL, PretrainedPolicy
+from metabook.rl.navigation import Navigation
+from metabook.rl.policies import CategoricalPolicy, GaussianPolicy
+from metabook.rl.rl2 import RL2
+
+__all__ = [
+    "MAMLRL",
+    "RL2",
+    "Bandits",
+    "CategoricalPolicy",
+    "EnvTasks",
+    "GaussianPolicy",
+    "HiddenGoal",
+    "Navigation",
+    "PretrainedPolicy",
+    "TaskEnv",
+    "Tasks",
+    "Trajectories",
+    "rollout",
+]
