@@ -221,5 +221,8 @@ def linear_baseline(seen: Trajectories, to_go: Tensor, ridge: float = 1e-3) -> T
     t = (torch.arange(x.shape[2], device=x.device) / 100).view(1, 1, -1, 1).expand(*x.shape[:3], 1)
     features = torch.cat([x, x**2, t, t**2, t**3, torch.ones_like(t)], 3) * seen.alive.unsqueeze(3)
     f, y = features.flatten(1, 2), (to_go * seen.alive).flatten(1, 2).unsqueeze(2)
-    gram = f.mT @ f + ridge * torch.eye(f.shape[2], device=f.device)
-    return (f @ torch.linalg.solve(gram, f.mT @ y)).view_as(to_go)
+    # In double precision (which MPS lacks: on the CPU): where a policy has run away, squares of what it sees are large.
+    wide = f.cpu().double()
+    gram = wide.mT @ wide + ridge * torch.eye(f.shape[2], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, wide.mT @ y.cpu().double())
+    return (f @ weights.to(f)).view_as(to_go)
