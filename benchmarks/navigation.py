@@ -86,7 +86,7 @@ def trained(arm: str, seed: int, iterations: int, std: float, lr: float) -> tupl
 
 def measure(arm: str, seed: int, iterations: int, std: float, lr: float, rate: float | None) -> dict[str, Any]:
     """Train once. With a rate: returns on test goals; without: mean returns on validation goals at each rate."""
-    file = WORK / f"{arm}-{seed}-{iterations}-{std}-{lr}-{rate}.json"
+    file = WORK / f"{arm.replace(' ', '_')}-{seed}-{iterations}-{std}-{lr}-{rate}.json"
     if file.exists():
         return json.loads(file.read_text())
     learner, seconds = trained(arm, seed, iterations, std, lr)
@@ -114,7 +114,7 @@ def fixed(act: Any, tasks: Tasks) -> dict[str, float]:
 
 
 def main(
-    iterations: int = 100,
+    iterations: int = 60,
     grid_iterations: int = 40,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 2,
