@@ -159,14 +159,15 @@ def play(fig: Figure, alt: str, caption: str | None = None, seconds: float = 8.0
     """
     if not alt or not alt.strip():
         raise ValueError("alt must say in words what the figure shows: a reader may not see it")
-    walks = fig.findobj(lambda artist: str(artist.get_gid() or "").startswith(WALK))
+    walks = [line for axes in fig.axes for line in axes.lines if str(line.get_gid() or "").startswith(WALK)]
     if not walks:
         raise ValueError(f"no line has a gid that begins with {WALK!r}")
     for line in walks:
         line.get_path().should_simplify = False  # every point of the data counts: it is a moment
     source = _svg(fig)
     drawing, style, prefix = _moving(source, alt.strip(), seconds)
-    stop = f'<label style="display:block;font-size:small"><input type="checkbox" id="{prefix}-stop"/> stop the dots</label>'
+    box = f'<input type="checkbox" id="{prefix}-stop"/> stop the dots'
+    stop = f'<label style="display:block;font-size:small">{box}</label>'
     # The box stands before the drawing, so that a style can say what it does to it.
     return _figure(f"<style>{style}</style>{stop}{drawing}", alt.strip(), caption)
 
