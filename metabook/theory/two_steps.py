@@ -21,10 +21,24 @@ from torch.func import grad
 
 from metabook.rl.base import TaskEnv, Tasks
 
-__all__ = ["PATHS", "TwoSteps", "deviation", "expected_return", "meta_gradient", "path_log_probs", "two_step_tasks"]
+__all__ = [
+    "PATHS",
+    "STATES",
+    "TwoSteps",
+    "deviation",
+    "expected_return",
+    "meta_gradient",
+    "path_log_probs",
+    "path_rewards",
+    "repeated",
+    "two_step_tasks",
+]
 
 PATHS = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
 """The four trajectories: first and second action."""
+
+STATES = torch.stack([torch.zeros(4, dtype=torch.long), 1 + PATHS[:, 0]], 1)
+"""Where each trajectory's actions are taken."""
 
 
 class TwoSteps(TaskEnv):
@@ -62,12 +76,12 @@ def two_step_tasks(rewards: Tensor, seed: int = 0) -> Tasks:
 def path_log_probs(logits: Tensor) -> Tensor:
     """Log-probabilities of the actions of each trajectory, ``[paths, steps]``."""
     own = logits.log_softmax(0)
-    return torch.stack([own[PATHS[:, 0], 0], own[PATHS[:, 1], 1 + PATHS[:, 0]]], 1)
+    return own[PATHS, STATES]
 
 
 def path_rewards(rewards: Tensor) -> Tensor:
     """Rewards along each trajectory, ``[paths, steps]``."""
-    return torch.stack([rewards[0, PATHS[:, 0]], rewards[1 + PATHS[:, 0], PATHS[:, 1]]], 1)
+    return rewards[STATES, PATHS]
 
 
 def expected_return(logits: Tensor, rewards: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from metabook.nets import MLP
 from metabook.rl import MAMLRL, CategoricalPolicy, EnvTasks, GaussianPolicy, PretrainedPolicy, Trajectories, rollout
 from metabook.rl.maml_rl import linear_baseline, returns_to_go, surrogate
 from metabook.theory import two_steps
-from metabook.theory.two_steps import PATHS, expected_return, path_log_probs, path_rewards
+from metabook.theory.two_steps import STATES, expected_return, path_log_probs, path_rewards
 
 REWARDS = torch.tensor([[[0.0, 1.0], [2.0, -1.0], [-2.0, 3.0]], [[1.0, 0.0], [-2.0, 1.0], [2.0, 0.0]]])
 LOGITS = torch.tensor([[0.3, -0.5, 0.2], [-0.3, 0.4, 0.1]])
@@ -41,8 +41,7 @@ def policy(logits=LOGITS):
 def expected_surrogate(logits, rewards, baseline, **kind):
     """The mean of the surrogate over all trajectories, whose probabilities are held."""
     weights = path_log_probs(logits).sum(1).exp().detach()
-    states = torch.stack([torch.zeros(4, dtype=int), 1 + PATHS[:, 0]], 1)
-    gain = returns_to_go(path_rewards(rewards), 1.0) - baseline[states]
+    gain = returns_to_go(path_rewards(rewards), 1.0) - baseline[STATES]
     each = surrogate(path_log_probs(logits).unsqueeze(1), gain.unsqueeze(1), torch.ones(4, 1, 2), **kind)
     return (weights * each).sum()
 
