@@ -209,11 +209,15 @@ def main(
         rows.append(row(arm, chosen[arm], np.array([run["returns"] for run in own]), best, seconds))
 
     two = ("low variance", "pretrained")
-    calls = [(arm, seed, longer, chosen[arm]["std"], chosen[arm]["lr"]) for arm in two for seed in range(seeds)]
+    calls = [  # the outer rate is chosen anew: a long run may want a smaller one
+        (arm, seed, longer, chosen[arm]["std"], lr) for arm, lr, seed in product(two, GRID["lr"], range(seeds))
+    ]
     runs, longer_rows = all_of(calls, measure_longer), []
     for arm in two:
         own = [run for run in runs if run["arm"] == arm]
-        settings, seconds = best_settings(own, seeds), [run["cpu_seconds"] for run in own]
+        settings = best_settings(own, seeds)
+        own = [run for run in own if run["lr"] == settings["lr"]]
+        seconds = [run["cpu_seconds"] for run in own]
         returns = np.array([run["test"][LONGER_RATES.index(settings["rate"])] for run in own])
         best = returns if arm == two[0] else best
         longer_rows.append(row(arm, settings, returns, best, seconds))
@@ -229,7 +233,12 @@ def main(
                 "seeds": list(range(seeds)),
                 "test_tasks": TEST_TASKS,
                 "rows": rows,
-                "longer": {"iterations": longer, "rates": LONGER_RATES, "rows": longer_rows},
+                "longer": {
+                    "iterations": longer,
+                    "rates": LONGER_RATES,
+                    "rows": longer_rows,
+                    "runs": [{name: run[name] for name in ("arm", "seed", "std", "lr", "rates")} for run in runs],
+                },
                 "random": fixed(lambda x: anywhere.sample(x.shape), test),
                 "oracle": fixed(lambda x: oracle(test.parameters, x), test),
             },
