@@ -186,7 +186,7 @@ def csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[Any,
                 raise DataError(f"{path}, line {reader.line_num}: more fields than the header: quote texts with commas")
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}): correct the line") from None
+        raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error}): correct the line") from None
 
 
 def _jsonl_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
