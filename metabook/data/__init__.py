@@ -103,7 +103,7 @@ REGISTRY = {
     "clinc150": DataSet(
         description="texts: messages to an assistant, 150 intents in 10 domains (about 2 MB to download)",
         source="https://github.com/clinc/oos-eval (Larson et al., EMNLP 2019)",
-        licence="CC BY 3.0",
+        licence="CC BY 3.0; class splits Apache 2.0",
         load=clinc150,
         options=("split_number",),
         fetch=fetch_clinc150,
@@ -112,7 +112,7 @@ REGISTRY = {
     "banking77": DataSet(
         description="texts: messages of a bank's customers, 77 intents (about 1 MB to download)",
         source="https://github.com/PolyAI-LDN/task-specific-datasets (Casanueva et al., NLP4ConvAI 2020)",
-        licence="CC BY 4.0",
+        licence="CC BY 4.0; class splits Apache 2.0",
         load=banking77,
         options=("split_number",),
         fetch=fetch_banking77,
