@@ -148,6 +148,8 @@ def task_source(
     if data == "sinusoids":
         return data_sets.Sinusoids(shots, queries, seed=seed, device=device)
     pool = data_sets.load(data, split, **({} if background is None else {"background": background}))
+    if isinstance(pool, data_sets.TextData):
+        raise ValueError(f"{data} holds texts, for which the command line has no learner: use it from Python")
     return EpisodeSampler(
         data_sets.rotations(pool) if rotate else pool,
         ways,

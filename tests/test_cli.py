@@ -161,3 +161,8 @@ def test_data_are_listed_with_their_licence():
     listed = run("data", "list").stdout
     assert all(name in listed for name in ("sinusoids", "glyphs", "omniglot", "MIT"))
     refused(run("data", "fetch", "imagenet"), "imagenet", "omniglot")
+
+
+def test_texts_are_listed_but_no_learner_of_the_command_line_reads_them():
+    assert "intents" in run("data", "list").stdout
+    refused(run("evaluate", "NearestNeighbour", "--data", "intents"), "intents holds texts", "Python")
