@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
 from metabook.episodes import generator_for
 from metabook.rl.base import TaskEnv, Tasks, register
-from metabook.rl.rl2 import Trial
+from metabook.rl.rl2 import RL2, Trial
 
 __all__ = [
     "UCB1",
@@ -31,6 +32,7 @@ __all__ = [
     "Uniform",
     "beliefs",
     "regret",
+    "replay",
 ]
 
 
@@ -155,6 +157,25 @@ def beliefs(pulls: Pulls | Trial, arms: int, payoff: str = "bernoulli") -> Belie
     paid = pulled * pulls.rewards.cpu().numpy()[:, :, None]
     pulled_before, paid_before = (np.cumsum(each, 1) - each for each in (pulled, paid))
     return Belief(pulled_before, paid_before, payoff=payoff)
+
+
+@torch.no_grad()
+def replay(learner: RL2, pulls: Pulls | Trial) -> Tensor:
+    """The states before each pull of an agent that is told of these pulls, whoever chose them.
+
+    Returns
+    -------
+    Tensor [tasks, pulls, hidden]
+    """
+    told = F.one_hot(pulls.actions, learner.actions).float()
+    nothing = pulls.rewards.new_zeros(len(told), 1)
+    state, action, reward = nothing.expand(-1, learner.hidden), torch.zeros_like(told[:, 0]), nothing
+    states = []
+    for pull in range(told.shape[1]):
+        state = learner.remember(state, nothing, action, reward, nothing)
+        states.append(state)
+        action, reward = told[:, pull], pulls.rewards[:, pull : pull + 1]
+    return torch.stack(states, 1)
 
 
 class BanditAgent:
@@ -288,7 +309,16 @@ class BayesOptimal(BanditAgent):
         return (won + 1) / (won + lost + 2)
 
     def scores(self, belief: Belief, generator: np.random.Generator) -> np.ndarray:
-        """Expected reward from here on after each first pull."""
+        return self.expected(belief)
+
+    def expected(self, belief: Belief) -> np.ndarray:
+        """Expected reward from here on if each arm is pulled next and all is done right afterwards, ``[tasks, arms]``.
+
+        Raises
+        ------
+        ValueError
+            For other bandits than these.
+        """
         if belief.payoff != "bernoulli" or belief.pulled.shape[1] != self.arms or belief.left > self.pulls:
             raise ValueError(f"made for Bernoulli bandits with {self.arms} arms and at most {self.pulls} pulls")
         states = (belief.paid * self._base + belief.pulled - belief.paid).astype(np.int64)
@@ -298,6 +328,23 @@ class BayesOptimal(BanditAgent):
         scores = np.empty(states.shape)
         np.put_along_axis(scores, order, q[row], 1)
         return scores
+
+    def given_away(self, pulls: Pulls | Trial) -> np.ndarray:
+        """What each pull gave away: the best of :meth:`expected` minus that of the arm which was pulled.
+
+        On average its sum over the pulls is :attr:`value` minus what the agent earns, with far less noise than the
+        difference of the two itself.
+
+        Returns
+        -------
+        ndarray [tasks, pulls]
+        """
+        history, actions = beliefs(pulls, self.arms), pulls.actions.cpu().numpy()
+        lost = np.empty(actions.shape)
+        for pull, left in enumerate(range(actions.shape[1], 0, -1)):
+            expected = self.expected(Belief(history.pulled[:, pull], history.paid[:, pull], left))
+            lost[:, pull] = expected.max(1) - np.take_along_axis(expected, actions[:, [pull]], 1)[:, 0]
+        return lost
 
 
 class Gittins(BanditAgent):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from metabook.rl import UCB1, BayesOptimal, EnvTasks, Gittins, Greedy, Tasks, Thompson, Uniform, regret
-from metabook.rl.bandits import Belief, Pulls, beliefs
+from metabook.rl import RL2, UCB1, BayesOptimal, EnvTasks, Gittins, Greedy, Tasks, Thompson, Uniform, regret
+from metabook.rl.bandits import Belief, Pulls, beliefs, replay
 
 
 def bandits(tasks=4_000, seed=3, **settings):
@@ -24,7 +24,7 @@ def scores(agent, pulled, paid, left=1, payoff="bernoulli"):
 
 @pytest.mark.parametrize("settings", [{"arms": 1}, {"payoff": "poisson"}])
 def test_what_is_no_bandit_is_refused(settings):
-    with pytest.raises(ValueError, match="arms|payoff"):
+    with pytest.raises(ValueError, match=r"arms|payoff"):
         bandits(1, **settings)
 
 
@@ -144,6 +144,24 @@ def test_the_optimal_agent_earns_the_optimum():
     tasks, agent = bandits(20_000), BayesOptimal(5, 10)
     earned = total(agent, tasks)
     assert abs(earned.mean() - agent.value) < 3 * earned.std() / np.sqrt(len(tasks))
+
+
+@pytest.mark.parametrize("agent", [Greedy(), Thompson(), UCB1()])
+def test_what_the_pulls_give_away_adds_up_to_the_distance_from_the_optimum(agent):
+    tasks, optimum = bandits(20_000), BayesOptimal(5, 10)
+    pulls = agent.play(tasks)
+    lost, earned = optimum.given_away(pulls).sum(1), pulls.rewards.sum(1).double().numpy()
+    assert (lost > -1e-9).all()
+    assert lost.std() < earned.std() / 2
+    assert abs(optimum.value - earned.mean() - lost.mean()) < 3 * earned.std() / np.sqrt(len(tasks))
+    np.testing.assert_allclose(optimum.given_away(optimum.play(bandits(100))), 0, atol=1e-9)
+
+
+def test_a_replayed_agent_is_in_the_states_in_which_it_was():
+    torch.manual_seed(0)
+    learner = RL2(1, 5, hidden=8)
+    trial = learner.play(bandits(20))
+    torch.testing.assert_close(replay(learner, trial), trial.hidden)
 
 
 def test_agents_stand_in_the_expected_order():
