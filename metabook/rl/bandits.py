@@ -7,6 +7,7 @@ tasks (the prior), or nothing at all; a meta-trained agent knows only the tasks 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -281,10 +282,9 @@ class BayesOptimal(BanditAgent):
 
     def __init__(self, arms: int, pulls: int) -> None:
         self.arms, self.pulls, self._base = arms, pulls, pulls + 1
-        self._places = self._base ** (2 * np.arange(arms - 1, -1, -1, dtype=object))
-        if self._base ** (2 * arms) >= 2**62 or pulls > 40:
+        if math.comb(2 * arms + pulls, pulls) > 10**8 or self._base ** (2 * arms) >= 2**62:
             raise ValueError(f"{arms} arms and {pulls} pulls have too many beliefs: Gittins comes close to the optimum")
-        self._places = self._places.astype(np.int64)
+        self._places = self._base ** (2 * np.arange(arms - 1, -1, -1))  # of a row of pairs, read as one number
         levels, after = [np.zeros((1, arms), np.int64)], []
         change = np.eye(arms, dtype=np.int64)[:, None] * np.array([1, self._base])[:, None]
         for _ in range(pulls):
