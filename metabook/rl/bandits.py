@@ -319,8 +319,9 @@ class BayesOptimal(BanditAgent):
         ValueError
             For other bandits than these.
         """
-        if belief.payoff != "bernoulli" or belief.pulled.shape[1] != self.arms or belief.left > self.pulls:
-            raise ValueError(f"made for Bernoulli bandits with {self.arms} arms and at most {self.pulls} pulls")
+        made_for = belief.payoff == "bernoulli" and belief.pulled.shape[1] == self.arms
+        if not made_for or (belief.pulled.sum(1) + belief.left != self.pulls).any():
+            raise ValueError(f"made for Bernoulli bandits with {self.arms} arms and {self.pulls} pulls")
         states = (belief.paid * self._base + belief.pulled - belief.paid).astype(np.int64)
         order = states.argsort(1)
         keys, q = self._tables[belief.left - 1]
