@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from sklearn.linear_model import LinearRegression
 from tqdm import tqdm
 
 from metabook import Evaluation, fit, results, seed_everything
@@ -34,7 +33,7 @@ from metabook.rl import (
     Uniform,
     regret,
 )
-from metabook.rl.bandits import Pulls, beliefs, replay
+from metabook.rl.bandits import Pulls
 from metabook.rl.rl2 import Trial
 from metabook.training import ci95
 
@@ -126,29 +125,7 @@ def measure(name: str, seed: int, steps: int) -> dict[str, Any]:
     found = {"name": name, "seed": seed, "cpu_seconds": seconds, "pulls": play(learner, tasks)}
     found["greedy"] = play(learner, tasks, greedy=True)
     if name == "RL2":
-        found["probe"] = probe(learner, seed)
         found["long"] = play(learner, source(TEST, pulls=LONG).sample(TEST_TASKS // 4)).rewards.mean(0).tolist()
-    return found
-
-
-def probe(learner: RL2, seed: int) -> dict[str, Any]:
-    """How well a linear map reads the belief off the states: R² for each pull but the first.
-
-    The control is the same network before training, told of the same pulls.
-    """
-    seed_everything(seed)
-    fresh = RL2(1, 5, **AGENT)
-    found: dict[str, Any] = {}
-    pulls = [play(learner, source(which).sample(5_000)) for which in (VALIDATION, TEST)]
-    known = [beliefs(each, 5) for each in pulls]
-    for network, label in ((learner, "trained"), (fresh, "untrained")):
-        states = [replay(network, each).numpy() for each in pulls]
-        for target in ("mean", "pulled"):
-            y = [getattr(each, target) for each in known]
-            found[f"{target}_{label}"] = [
-                LinearRegression().fit(states[0][:, t], y[0][:, t]).score(states[1][:, t], y[1][:, t])
-                for t in range(1, 10)
-            ]
     return found
 
 
@@ -205,7 +182,6 @@ def main(
     long = {"RL2": np.mean([run["long"] for run in runs["RL2"]], 0).tolist()}
     for name, agent in (("Gittins", Gittins(LONG)), ("Thompson", Thompson()), ("UCB1", UCB1()), ("Greedy", Greedy())):
         long[name] = agent.play(long_tasks).rewards.mean(0).tolist()
-    probes = [run["probe"] for run in runs["RL2"]]
     optimum = BayesOptimal(5, 10)
     record = {
         "measured": measured,
@@ -214,7 +190,6 @@ def main(
         "optimum": {"value": optimum.value, "beliefs": optimum.states},
         "rows": rows,
         "search": grid,
-        "probe": {key: np.mean([each[key] for each in probes], 0).tolist() for key in probes[0]},
         "long": {"pulls": LONG, "rewards": long},
     }
     typer.echo(results.write("bandits", record))
