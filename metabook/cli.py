@@ -36,6 +36,7 @@ data_app = typer.Typer(help="The data sets: what there is, and fetching it ahead
 app.add_typer(data_app, name="data")
 
 PILOT_STEPS = 10
+LEARNERS = tuple(dict.fromkeys(name for known in RECIPES.values() for name in known))
 DataName = Annotated[str, typer.Option(help="Data set: see `metabook data list`.")]
 Ways = Annotated[int | None, typer.Option(help="Classes a task. [default: the learner's recipe]")]
 Shots = Annotated[int | None, typer.Option(help="Support examples a class. [default: the learner's recipe]")]
@@ -59,9 +60,7 @@ def one_line_errors() -> Iterator[None]:
 def train(
     learner: Annotated[
         str,
-        typer.Argument(
-            help=f"One of {', '.join(dict.fromkeys(each for known in RECIPES.values() for each in known))}."
-        ),
+        typer.Argument(help=f"One of {', '.join(LEARNERS)}."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the trained learner and the record.")],
     data: DataName = "glyphs",
@@ -95,7 +94,7 @@ def train(
       metabook train MAML --data sinusoids --iterations 5000 --out runs/sinusoids
       metabook train MAML --data glyphs --ways 5 --shots 1 --first-order --minutes 5 --out runs/fomaml
       METABOOK_DATA=~/data metabook train ProtoNet --data omniglot --background small1+small2 --minutes 4 --out runs/o
-      METABOOK_DATA=~/data metabook train ProtoNet --recipe few-alphabets --data omniglot --background small1 --out runs/f
+      metabook train ProtoNet --recipe few-alphabets --data omniglot --background small1 --out runs/small1
 
     --minutes is turned into a number of steps by timing the first ones, so that the run can be resumed exactly.
     """  # noqa: D301 (click keeps the lines after a backspace)

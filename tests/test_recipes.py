@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metabook import EpisodeSampler, LabelledData, fit, load, recipes, save
 from metabook.data import distort
@@ -70,13 +71,9 @@ def test_a_learner_of_the_few_alphabets_reads_drawings_of_either_size(omniglot, 
     learner = load(tmp_path)
     large = (torch.rand(1, 10, 1, 105, 105) < 0.1).float()
     y = torch.arange(5).repeat(2)[None]
-    from PIL import Image
-
-    small = [
-        Image.fromarray((255 * each).byte().numpy()).resize((28, 28), Image.Resampling.LANCZOS)
-        for each in large[0, :, 0]
-    ]
-    small = torch.stack([torch.from_numpy(np.asarray(each).copy()) for each in small])[None, :, None] / 255
+    pages = [Image.fromarray((255 * page).byte().numpy()) for page in large[0, :, 0]]
+    scaled = np.stack([np.asarray(page.resize((28, 28), Image.Resampling.LANCZOS)) for page in pages])
+    small = torch.from_numpy(scaled)[None, :, None] / 255
     with torch.no_grad():
         answers = [learner.predict(Episodes(x[:, :5], y[:, :5], x[:, 5:], y[:, 5:])) for x in (small, large)]
     assert answers[0].shape == (1, 5, 5)
