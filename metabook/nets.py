@@ -154,6 +154,7 @@ class ConvMaps(nn.Sequential):
     """The embedding of Relation Networks: four blocks, of which the first two halve the picture.
 
     ``[examples, in_channels, size, size] -> [examples, channels, size // 4, size // 4]``: the maps keep what is where.
+    (With ``padding=0``, 28 pixels become 5.)
 
     Parameters
     ----------
@@ -161,16 +162,19 @@ class ConvMaps(nn.Sequential):
         Filters of each block.
     norm, in_channels
         See :class:`Conv4`.
+    padding : {1, 0}
+        Of the first two convolutions; 0 in the authors' published code.
     """
 
-    def __init__(self, channels: int = 64, norm: str = "running", in_channels: int = 1) -> None:
+    def __init__(self, channels: int = 64, norm: str = "running", in_channels: int = 1, padding: int = 1) -> None:
         layers: list[nn.Module] = []
         for block in range(4):
             fan_in = channels if block else in_channels
-            layers += [nn.Conv2d(fan_in, channels, 3, padding=1), _norm(norm, channels), nn.ReLU()]
+            around = padding if block < 2 else 1
+            layers += [nn.Conv2d(fan_in, channels, 3, padding=around), _norm(norm, channels), nn.ReLU()]
             layers += [nn.MaxPool2d(2)] if block < 2 else []
         super().__init__(*layers)
-        self.channels, self.norm, self.in_channels = channels, norm, in_channels
+        self.channels, self.norm, self.in_channels, self.padding = channels, norm, in_channels, padding
 
 
 class RelationHead(nn.Sequential):

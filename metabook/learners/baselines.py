@@ -13,7 +13,7 @@ from metabook.episodes import Episodes
 from metabook.learners.base import Learner, task_losses
 from metabook.learners.gradient import GradientLearner
 from metabook.learners.prototypes import ProtoNet, squared_distances
-from metabook.nets import Conv4
+from metabook.nets import MLP, Conv4
 
 __all__ = ["FineTune", "NearestNeighbour", "PretrainedLinearProbe", "PretrainedNearestMean"]
 
@@ -62,22 +62,26 @@ class PretrainedNearestMean(ProtoNet):
 
     Parameters
     ----------
-    net : Conv4
-        The embedding; its attribute ``features`` gives its size.
+    net : Conv4 or MLP
+        The embedding; its attribute ``features``, or else ``outputs``, gives its size.
     classes : int
         Number of classes in the training pool.
     centre : bool
-        Subtract the mean feature of the training examples, kept as a moving average.
+        Subtract the mean feature of the training examples, kept as a moving average: over all batches at first, over
+        about the last hundred later.
     """
 
     average: Tensor
+    batches: Tensor
 
-    def __init__(self, net: Conv4, classes: int, centre: bool = False) -> None:
+    def __init__(self, net: Conv4 | MLP, classes: int, centre: bool = False) -> None:
         super().__init__(net)
         self.classes, self.centre = classes, centre
-        self.head = nn.Linear(net.features, classes)
+        features = net.features if isinstance(net, Conv4) else net.outputs
+        self.head = nn.Linear(features, classes)
         if centre:
-            self.register_buffer("average", torch.zeros(net.features))
+            self.register_buffer("average", torch.zeros(features))
+            self.register_buffer("batches", torch.tensor(0))
 
     def embed(self, x: Tensor) -> Tensor:
         z = super().embed(x)
@@ -97,7 +101,8 @@ class PretrainedNearestMean(ProtoNet):
         y = episodes.classes.gather(1, torch.cat([episodes.support_y, episodes.query_y], dim=1))
         z = self.net(x.flatten(0, 1))
         if self.centre and self.training:
-            self.average.lerp_(z.detach().mean(0), 0.01)
+            self.batches += 1
+            self.average.lerp_(z.detach().mean(0), max(0.01, 1 / int(self.batches)))
         return F.cross_entropy(self.head(z), y.flatten())
 
 
@@ -117,7 +122,7 @@ class PretrainedLinearProbe(PretrainedNearestMean):
         The weight lambda.
     """
 
-    def __init__(self, net: Conv4, classes: int, centre: bool = False, penalty: float = 1.0) -> None:
+    def __init__(self, net: Conv4 | MLP, classes: int, centre: bool = False, penalty: float = 1.0) -> None:
         super().__init__(net, classes, centre)
         self.penalty = penalty
 

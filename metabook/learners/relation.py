@@ -28,16 +28,28 @@ class RelationNet(ProtoNet):
         The embedding f, ``[examples, ...] -> [examples, channels, ...]``: feature maps of images, vectors of others.
     relation : Module
         The score g before its sigmoid, ``[pairs, 2 * channels, ...] -> [pairs, 1]``: a class's features first.
+    combine : {"sum", "mean"}
+        Of the features of a class. The sum is the paper's: its size grows with the shots, so the learner serves only
+        the number of shots that it was trained with. The mean is the same at one shot and serves any number.
+
+    Raises
+    ------
+    ValueError
+        For another way to combine them.
     """
 
-    def __init__(self, net: nn.Module, relation: nn.Module) -> None:
+    def __init__(self, net: nn.Module, relation: nn.Module, combine: str = "sum") -> None:
+        if combine not in ("sum", "mean"):
+            raise ValueError(f"combine must be 'sum' or 'mean', not {combine!r}")
         super().__init__(net)
-        self.relation = relation
+        self.relation, self.combine = relation, combine
 
     def predict(self, episodes: Episodes) -> Tensor:
         """Scores before the sigmoid, ``[tasks, queries, ways]``: their order is that of the relation scores."""
         support, query = self.embed_both(episodes)  # [tasks, examples, channels, ...]
         members = F.one_hot(episodes.support_y, episodes.ways).to(support.dtype).mT
+        if self.combine == "mean":
+            members = members / members.sum(2, keepdim=True)
         classes = (members @ support.flatten(2)).unflatten(2, support.shape[2:])  # [tasks, ways, channels, ...]
         shape = (*query.shape[:2], episodes.ways, *query.shape[2:])
         pairs = torch.cat([classes.unsqueeze(1).expand(shape), query.unsqueeze(2).expand(shape)], 3)

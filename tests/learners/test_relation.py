@@ -57,6 +57,14 @@ def test_relation_compares_every_query_with_the_sum_of_each_class():
     assert scores.tolist() == [[[0.0, -2.0], [-1.0, -1.0]]]
 
 
+def test_the_mean_of_a_class_does_not_grow_with_the_shots():
+    episodes = vectors([[1.0], [5.0], [2.0]], [0, 1, 0], [[3.0], [4.0]])
+    scores = RelationNet(nn.Identity(), Difference(), combine="mean").predict(episodes)
+    assert scores.tolist() == [[[-1.5, -2.0], [-2.5, -1.0]]]
+    with pytest.raises(ValueError, match="'sum' or 'mean'"):
+        RelationNet(nn.Identity(), Difference(), combine="max")
+
+
 def test_relations_loss_is_the_mean_square_of_the_scores_errors():
     episodes = vectors([[1.0], [5.0]], [0, 1], [[1.0], [5.0]], [0, 1])
     right, wrong = torch.sigmoid(torch.tensor([0.0, -4.0]))
