@@ -12,7 +12,7 @@ Wang, F. Zhuang, Scaling Sentence Embeddings with Large Language Models, 2024, h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from metabook.llm.model import LanguageModel
 
-__all__ = ["ONE_WORD", "POOLINGS", "features", "hidden_states"]
+__all__ = ["ONE_WORD", "POOLINGS", "decoder_layers", "features", "hidden_states"]
 
 #: The template that asks for a text's meaning in its last token.
 ONE_WORD = 'This sentence: "{x}" means in one word: "'
@@ -35,7 +35,7 @@ def features(
     pooling: str = "last",
     *,
     template: str | None = None,
-    batch: int = 16,
+    batch: int = 8,
     progress: bool = False,
 ) -> Tensor:
     """One vector a text: a hidden state, or the mean of several.
@@ -142,19 +142,17 @@ def hidden_states(lm: LanguageModel, ids: Sequence[Sequence[int]], layers: Seque
                     keep(layer, lambda arguments: arguments[0])
                 )
             else:  # what enters the next layer
-                hook = _blocks(lm)[layer].register_forward_pre_hook(
+                hook = decoder_layers(lm)[layer].register_forward_pre_hook(
                     keep(layer, lambda arguments, named: arguments[0] if arguments else named["hidden_states"]),
                     with_kwargs=True,
                 )
             hooks.callback(hook.remove)
-        try:
+        with suppress(_Enough):
             lm.model(padded, use_cache=False)
-        except _Enough:
-            pass
     return torch.stack([found[layer] for layer in layers])
 
 
-def _blocks(lm: LanguageModel) -> nn.ModuleList:
+def decoder_layers(lm: LanguageModel) -> nn.ModuleList:
     """The layers of a transformer, whatever its family calls them."""
     for module in lm.model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == lm.depth:

@@ -199,7 +199,7 @@ class _Header:
     """Reads a GGUF header from front to back."""
 
     def __init__(self, data: np.ndarray) -> None:
-        self.data, self.at = memoryview(data), 0
+        self.data, self.at = data.data, 0
         magic, version, self.tensor_count, self.value_count = self._take("<4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError("it does not begin like one of version 2 or 3")

