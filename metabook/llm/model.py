@@ -315,7 +315,10 @@ def _find(name: str) -> Path | str:
     places = [Path(name).expanduser(), *([own / "llm" / name] if own is not None else [])]
     if name in MODELS:
         return next((place for place in places[1:] if place.is_dir()), None) or fetch(name)
-    return next((place for place in places if place.exists()), name)
+    found = next((place for place in places if place.exists()), None)
+    if found is None and (name.endswith(".gguf") or name.startswith((".", "~")) or Path(name).is_absolute()):
+        raise DataError(f"there is no file or folder {name}: give the path of a GGUF file or of a folder")
+    return found or name
 
 
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:

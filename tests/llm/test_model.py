@@ -111,6 +111,13 @@ def test_a_cut_gguf_file_is_one_line(written, tmp_path, keep) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["nowhere.gguf", "./nowhere", "~/nowhere"])
+def test_a_path_that_leads_nowhere_is_not_looked_up_on_the_hub(name, monkeypatch) -> None:
+    monkeypatch.setattr(model, "_from_transformers", lambda *_: pytest.fail("a path is no id"))
+    with pytest.raises(DataError, match="there is no file or folder"):
+        load(name, device="cpu")
+
+
 def test_another_architecture_is_refused(tmp_path, tokeniser, make_llama, write_gguf) -> None:
     path = write_gguf(tmp_path / "other.gguf", make_llama(len(tokeniser)), tokeniser, architecture="gemma")
     with pytest.raises(DataError, match=r"kind 'gemma'.*give a folder of transformers'"):
