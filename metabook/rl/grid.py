@@ -61,7 +61,7 @@ class HiddenGoal(TaskEnv):
         super().__init__(
             num_envs, horizon, spaces.Box(0.0, 1.0, (size**2,), np.float32), spaces.Discrete(len(self.MOVES))
         )
-        self.size, self.cost, self.change = size, cost, change
+        self.size, self.cost, self.change, self._episode = size, cost, change, 0
 
     def sample_tasks(self, tasks: int, generator: np.random.Generator) -> np.ndarray:
         """Goals as columns and rows, ``[tasks, 2]``."""
@@ -285,7 +285,9 @@ def _at_most(seen: np.ndarray, episode: int, step: int, size: int, horizon: int,
     later = np.maximum(horizon + 1 - cells % size - cells // size, 0).astype(np.int16)
     gains = -np.sort(-np.where(seen[:, None] >> cells & 1, 0, later), axis=1)
     unseen = size**2 - np.bitwise_count(seen)[:, None]
-    ahead = np.arange(step, step + size**2)  # steps of the trial, from the next one on, counted from this episode's first
+    ahead = np.arange(
+        step, step + size**2
+    )  # steps of the trial, from the next one on, counted from this episode's first
     worth = horizon - ahead % horizon + np.maximum(episodes - episode - ahead // horizon, 0) * gains
     worth = np.where(ahead < (episodes - episode + 1) * horizon, worth, 0)
     return np.where(cells < unseen, worth, 0).sum(1)
