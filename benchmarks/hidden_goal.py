@@ -57,7 +57,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "learning rate 0.003": {"lr": 3e-3},
     "discount 0.97": {"discount": 0.97},
     "entropy counts 0.1": {"entropy": 0.1},
-    "128 units": {"hidden": 128},
 }
 INNER_LRS = (0.3, 1.0, 3.0, 10.0)
 # label, episodes of a trial in training, tasks of an update (so that all see as many steps), change in training
@@ -175,7 +174,7 @@ def by_hand() -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def main(
-    updates: int = 2500,
+    updates: int = 1500,
     search_updates: int = 1200,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
@@ -186,22 +185,24 @@ def main(
     measured = results.circumstances()  # now: the checkout can move on while this runs
     if fresh:
         shutil.rmtree(WORK, ignore_errors=True)
-    jobs_to_do = [
-        (WORK / f"search-{i}-{search_updates}.json", searched, (title, search_updates))
-        for i, title in enumerate(CANDIDATES)
-    ]
+    todo: list[tuple[Path, Callable[..., dict[str, Any]], tuple[Any, ...]]] = []
     if not only_search:
-        jobs_to_do += [
+        todo = [
             (WORK / f"{name}-{seed}-{updates}.json", measure, (name, seed, updates))
             for seed in range(seeds)
             for name in AGENTS
         ]
+    runs_to_do = len(todo)
+    todo += [
+        (WORK / f"search-{i}-{search_updates}.json", searched, (title, search_updates))
+        for i, title in enumerate(CANDIDATES)
+    ]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_kept, *job) for job in jobs_to_do]
+        futures = [pool.submit(run_kept, *job) for job in todo]
         for _ in tqdm(as_completed(futures), total=len(futures), unit="run"):
             pass
         done = [future.result() for future in futures]
-    tried, runs = done[: len(CANDIDATES)], done[len(CANDIDATES) :]
+    runs, tried = done[:runs_to_do], done[runs_to_do:]
     for row in tried:
         typer.echo(f"{row['settings']:25} {row['mean']:.2f} ± {row['ci95']:.2f}")
     if only_search:
