@@ -20,7 +20,7 @@ from torch.distributions import Categorical
 from metabook.learners.base import Learner
 from metabook.rl.base import Tasks
 
-__all__ = ["RL2", "Trial", "advantages"]
+__all__ = ["RL2", "Memoryless", "RewardBlind", "Trial", "advantages"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ class RL2(Learner):
         env, seen = tasks.environments()
         start = self.policy.weight.new_zeros(len(tasks), 1)
         state, told, reward = start.expand(-1, self.hidden), start.expand(-1, self.actions), start
-        states, actions, rewards = [], [], []
+        states: list[Tensor] = []
+        actions: list[Tensor] = []
+        rewards: list[Tensor] = []
         for episode in range(self.episodes):
             if episode:
                 seen, _ = env.reset()
@@ -166,6 +168,20 @@ class RL2(Learner):
         """Returns of the episodes of one trial in each task, ``[tasks, episodes]``: an agent answers by acting."""
         with torch.no_grad():
             return self.play(tasks).returns
+
+
+class RewardBlind(RL2):
+    """RL² that is not told its rewards, a control: nothing that it does in a task can depend on how well it goes."""
+
+    def remember(self, state: Tensor, seen: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
+        return super().remember(state, seen, action, torch.zeros_like(reward), first)
+
+
+class Memoryless(RL2):
+    """RL² whose state is reset before every step, a control: it knows its last action and reward, no more."""
+
+    def remember(self, state: Tensor, seen: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
+        return super().remember(torch.zeros_like(state), seen, action, reward, first)
 
 
 def advantages(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:
