@@ -38,7 +38,7 @@ from metabook.rl import (
     row_by_row,
     search_value,
 )
-from metabook.storage import save, write_bytes
+from metabook.storage import write_bytes
 from metabook.training import ci95
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "hidden_goal"
@@ -108,26 +108,39 @@ def measure(name: str, seed: int, updates: int) -> dict[str, Any]:
     """Train one agent with one seed; its returns in the test tasks, ``[tasks, episodes]`` of every kind of trial."""
     torch.set_num_threads(1)
     learner, seconds = trained(name, seed, updates)
-    save(learner, WORK / f"{name}-{seed}.safetensors")
-    torch.manual_seed(seed)
     scores: dict[str, Any] = {}
     if isinstance(learner, PretrainedPolicy):
+        early = trained(name, seed, updates // 5)[0]  # less sure of itself, and so perhaps easier to tune
+        assert isinstance(early, PretrainedPolicy)
         for data in (1, 20):
-            learner.trajectories = data
-            tried = {lr: fine_tuned(learner, lr, source(VALIDATION).sample(TEST_TASKS)) for lr in INNER_LRS}
-            best = max(tried, key=lambda lr: tried[lr].mean())
-            scores[f"stay{data}"] = fine_tuned(learner, best, source(TEST).sample(TEST_TASKS)).tolist()
-            scores[f"inner_lr{data}"] = best
-    else:
-        learner.episodes = LONG if AGENTS[name][1] == LONG else EPISODES
-        scores["stay"] = learner.predict(source(TEST).sample(TEST_TASKS)).tolist()
-        if learner.episodes == LONG:
-            scores["move"] = learner.predict(source(TEST, change=moves()).sample(TEST_TASKS)).tolist()
+            scores |= tuned({updates: learner, updates // 5: early}, data)
+        return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": scores}
+    learner.episodes = LONG if AGENTS[name][1] == LONG else EPISODES
+    torch.manual_seed(seed)
+    scores["stay"] = learner.predict(source(TEST).sample(TEST_TASKS)).tolist()
+    if learner.episodes == LONG:
+        scores["move"] = learner.predict(source(TEST, change=moves()).sample(TEST_TASKS)).tolist()
     return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": scores}
+
+
+def tuned(policies: dict[int, PretrainedPolicy], data: int) -> dict[str, Any]:
+    """Returns in the test tasks, with the training and the step size that are best in the validation tasks.
+
+    ``data`` is the number of episodes that each update is made from.
+    """
+    validation, tried = source(VALIDATION).sample(TEST_TASKS), {}
+    for updates, policy in policies.items():
+        policy.trajectories = data
+        for lr in INNER_LRS:
+            tried[updates, lr] = fine_tuned(policy, lr, validation).mean()
+    updates, lr = max(tried, key=lambda each: tried[each])
+    returns = fine_tuned(policies[updates], lr, source(TEST).sample(TEST_TASKS))
+    return {f"stay{data}": returns.tolist(), f"chosen{data}": {"updates": updates, "inner_lr": lr}}
 
 
 def fine_tuned(policy: PretrainedPolicy, inner_lr: float, tasks: Tasks) -> np.ndarray:
     """Returns in episodes 1, 2, ..., with an update after each."""
+    torch.manual_seed(0)
     policy.inner_lr = inner_lr
     return policy.returns(tasks, EPISODES - 1).numpy()
 
@@ -217,7 +230,7 @@ def main(
         )
         for test in each[0]["scores"]:
             found = [run["scores"][test] for run in each]
-            row[test] = found if test.startswith("inner_lr") else summary(found)
+            row[test] = found if test.startswith("chosen") else summary(found)
         rows.append(row)
     settings = {
         **GRID,

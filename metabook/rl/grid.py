@@ -190,7 +190,7 @@ def _towards(env: HiddenGoal, cells: np.ndarray) -> np.ndarray:
 
 
 def row_by_row(size: int) -> list[int]:
-    """The cells of a square but the start, to and fro, by number: the obvious order to search in."""
+    """The cells of a square but the start, back and forth, by number: the obvious order to search in."""
     cells = np.arange(size**2).reshape(size, size)
     cells[1::2] = cells[1::2, ::-1]
     return cells.flatten()[1:].tolist()
