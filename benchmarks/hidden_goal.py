@@ -34,11 +34,12 @@ from metabook.rl import (
     Searcher,
     Tasks,
     optimal_search,
+    replay,
     rollout,
     row_by_row,
     search_value,
 )
-from metabook.storage import write_bytes
+from metabook.storage import load, save, write_bytes
 from metabook.training import ci95
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "hidden_goal"
@@ -115,12 +116,31 @@ def measure(name: str, seed: int, updates: int) -> dict[str, Any]:
         for data in (1, 20):
             scores |= tuned({updates: learner, updates // 5: early}, data)
         return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": scores}
+    save(learner, WORK / f"{name}-{seed}.safetensors")
     learner.episodes = LONG if AGENTS[name][1] == LONG else EPISODES
     torch.manual_seed(seed)
     scores["stay"] = learner.predict(source(TEST).sample(TEST_TASKS)).tolist()
     if learner.episodes == LONG:
         scores["move"] = learner.predict(source(TEST, change=moves()).sample(TEST_TASKS)).tolist()
     return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": scores}
+
+
+@torch.no_grad()
+def stale(name: str, seed: int) -> dict[str, Any]:
+    """In the episode after the move: share of steps on the old goal; how often the new goal is found.
+
+    The latter for new goals whose cell the agent had entered before the move, and so ruled out, and for others.
+    """
+    learner = load(WORK / f"{name}-{seed}.safetensors")
+    assert isinstance(learner, RL2)
+    torch.manual_seed(seed)
+    tasks, now = source(TEST, change=moves()).sample(TEST_TASKS), MOVED_BEFORE - 1
+    learner.episodes = MOVED_BEFORE
+    positions, goals = replay(tasks, learner.play(tasks).actions)
+    waits = (positions[:, now, 1:] == goals[:, now - 1, None]).all(2).mean(1)
+    found = (positions[:, now, 1:] == goals[:, now, None]).all(2).any(1)
+    entered = (positions[:, :now, 1:] == goals[:, now, None, None]).all(3).any((1, 2))
+    return {"waits": float(waits.mean()), "entered": float(found[entered].mean()), "new": float(found[~entered].mean())}
 
 
 def tuned(policies: dict[int, PretrainedPolicy], data: int) -> dict[str, Any]:
@@ -150,14 +170,17 @@ def moves() -> tuple[float, ...]:
     return tuple(float(episode == MOVED_BEFORE) for episode in range(2, MOVED_BEFORE + 1))
 
 
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Mean and interval of a number a seed."""
+    return {"mean": float(np.mean(values)), "seeds_ci95": ci95(np.array(values)) if len(values) > 1 else None}
+
+
 def summary(scores: list[Any]) -> list[dict[str, Any]]:
     """Of every episode: mean return, intervals over tasks and over seeds; ``scores [seeds, tasks, episodes]``."""
     found = np.array(scores)
-    over_seeds = [ci95(each) if len(found) > 1 else None for each in found.mean(1).T]
-    return [
-        {"mean": float(each.mean()), "ci95": ci95(each.mean(0)), "seeds_ci95": over_seeds[i]}
-        for i, each in enumerate(np.moveaxis(found, 2, 0))
-    ] + [{"trial": True, "mean": float(found.sum(2).mean()), "seed_means": found.sum(2).mean(1).tolist()}]
+    return [{"ci95": ci95(each.mean(0))} | over_seeds(each.mean(1).tolist()) for each in np.moveaxis(found, 2, 0)] + [
+        {"trial": True, "mean": float(found.sum(2).mean()), "seed_means": found.sum(2).mean(1).tolist()}
+    ]
 
 
 def by_hand() -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -231,6 +254,9 @@ def main(
         for test in each[0]["scores"]:
             found = [run["scores"][test] for run in each]
             row[test] = found if test.startswith("chosen") else summary(found)
+        if "move" in row:
+            counted = [stale(name, seed) for seed in range(seeds)]
+            row["after_move"] = {key: over_seeds([each[key] for each in counted]) for key in counted[0]}
         rows.append(row)
     settings = {
         **GRID,
