@@ -6,7 +6,7 @@ Importing this registers the environments with Gymnasium: ``metabook/Bandits-v0`
 
 from metabook.rl.bandits import UCB1, Bandits, BayesOptimal, Gittins, Greedy, Thompson, Uniform, regret
 from metabook.rl.base import EnvTasks, TaskEnv, Tasks, Trajectories, rollout
-from metabook.rl.grid import HiddenGoal
+from metabook.rl.grid import HiddenGoal, Searcher, optimal_search, replay, row_by_row, search_value
 from metabook.rl.maml_rl import MAMLRL, PretrainedPolicy
 from metabook.rl.navigation import Navigation
 from metabook.rl.policies import CategoricalPolicy, GaussianPolicy
@@ -28,11 +28,16 @@ __all__ = [
     "Navigation",
     "PretrainedPolicy",
     "RewardBlind",
+    "Searcher",
     "TaskEnv",
     "Tasks",
     "Thompson",
     "Trajectories",
     "Uniform",
+    "optimal_search",
     "regret",
+    "replay",
     "rollout",
+    "row_by_row",
+    "search_value",
 ]
