@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -123,11 +124,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, steps: int = 50) -> float:
     Returns
     -------
     float
-
-    Raises
-    ------
-    ValueError
-        If no positive temperature is best: the logits say nothing, or mislead.
+        Infinity if the logits are no better than chance: then equal probabilities are best.
     """
     logits = logits.detach().double()
     logits = logits - logits.mean(-1, keepdim=True)
@@ -140,7 +137,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, steps: int = 50) -> float:
         return float((mean - right).mean()), float(variance.mean())
 
     if slope_and_curvature(0.0)[0] >= 0:
-        raise ValueError("the logits are no better than chance: no temperature makes them probabilities")
+        return math.inf
     inverse = 1.0
     for _ in range(steps):
         slope, curvature = slope_and_curvature(inverse)

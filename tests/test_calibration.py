@@ -103,9 +103,10 @@ def test_no_other_temperature_is_better():
     assert min(nll) == nll[1]
 
 
-def test_misleading_logits_have_no_temperature():
-    with pytest.raises(ValueError, match="no better than chance"):
-        fit_temperature(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 1]))
+def test_misleading_logits_are_made_to_say_nothing():
+    logits = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    assert fit_temperature(logits, torch.tensor([1, 1])) == math.inf
+    torch.testing.assert_close((logits / math.inf).softmax(1), torch.full((2, 2), 0.5))
 
 
 def test_intervals_hold_what_they_promise():

@@ -8,7 +8,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 from torch import nn
 
-from metabook import Episodes, evaluate, fit
+from metabook import Episodes, evaluate, fit, load, save
 from metabook.data import Sinusoids
 from metabook.learners import ALPaCA, DeepKernelTransfer, GaussianPrototypes, ProtoNet, StudentALPaCA, TaskGP
 from metabook.learners.bayes import gaussian_nll
@@ -187,6 +187,19 @@ def test_a_gaussian_process_for_each_task_finds_the_kernel_of_scikit_learn():
         wanted, std = gp.predict(episodes.query_x[task].double().numpy(), return_std=True)
         np.testing.assert_allclose(mean[:, 0], wanted, atol=0.05)
         np.testing.assert_allclose(variance[:, 0].sqrt(), std, atol=0.05)
+
+
+def test_they_are_saved_with_their_kernel_and_their_prior(tmp_path):
+    episodes = Sinusoids(4, 5).sample(2)
+    for learner in (
+        StudentALPaCA(MLP(1, (8,), 4), 4, noise=0.2, shape=3.0),
+        DeepKernelTransfer(MLP(1, (8,), 4), 0.2, "linear"),
+    ):
+        fit(learner, Sinusoids(), steps=1, progress=False)
+        save(learner, tmp_path / "learner.safetensors")
+        again = load(tmp_path / "learner.safetensors")
+        for one, other in zip(learner.predictive(episodes), again.predictive(episodes), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_deep_kernels_learn_sinusoids():
