@@ -8,6 +8,7 @@ Writes ``results/bayesian.json``. Learning rates, fixed kernels and temperatures
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ VALIDATION, TEST = 2_000_000, 1_000_000  # seeds of the tasks
 TASKS, RATES, SEARCH_STEPS = 16, (3e-3, 1e-2), 400
 CLASS_STEPS, CLASS_TASKS, WAYS = 200, 4, 5
 CLASS_TEST_TASKS = 200
+LIMIT = 10.0  # of a point prediction: from few points MAML can diverge, and no curve is larger than 5
 
 
 class AnyNumber:
@@ -149,13 +151,13 @@ def judge(learner: Learner, noise: float, tasks: int) -> dict[str, Any]:
 
 
 def maml_predictions(learner: Learner, episodes: Episodes) -> Tensor:
-    """After 0, 1, ..., all points and ten steps: [points + 1, tasks, queries, 1]."""
+    """After 0, 1, ..., all points and ten steps, within the limit: [points + 1, tasks, queries, 1]."""
     assert isinstance(learner, MAML)
     answers = [learner.trajectory(episodes, 0)[0]]
     for n in POINTS[1:]:
         fewer = replace(episodes, support_x=episodes.support_x[:, :n], support_y=episodes.support_y[:, :n])
         answers.append(learner.predict(fewer).detach())
-    return torch.stack(answers)
+    return torch.stack(answers).nan_to_num(LIMIT, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT)
 
 
 def search(name: str) -> dict[str, Any]:
@@ -256,6 +258,15 @@ def gather(parts: list[Any]) -> Any:
     return summary(np.array(parts))
 
 
+def finite(tree: Any) -> Any:
+    """The same tree with None for every number that JSON cannot hold: one bad score must not cost the whole run."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
 def point_rows(runs: list[dict[str, Any]], tasks: int) -> list[dict[str, Any]]:
     """MAML's squared error; and the normal distribution that its seeds and the true noise make together."""
     y, predictions = tasks_of(NOISE, tasks).query_y, torch.stack([torch.as_tensor(run["predictions"]) for run in runs])
@@ -332,6 +343,7 @@ def main(
         "search_steps": SEARCH_STEPS,
         "test_tasks": tasks,
         "queries": QUERIES,
+        "limit": LIMIT,
         "threads": 1,
         "class_steps": CLASS_STEPS,
         "class_tasks": CLASS_TASKS,
@@ -347,7 +359,7 @@ def main(
         "rows": rows,
         "classes": classes,
     }
-    typer.echo(results.write("bayesian", record))
+    typer.echo(results.write("bayesian", finite(record)))
 
 
 if __name__ == "__main__":
