@@ -2,7 +2,7 @@
 
 from metabook.learners.base import Learner, task_losses
 from metabook.learners.baselines import FineTune, NearestNeighbour, PretrainedLinearProbe, PretrainedNearestMean
-from metabook.learners.bayes import ALPaCA, DeepKernelTransfer, GaussianPrototypes
+from metabook.learners.bayes import ALPaCA, DeepKernelTransfer, GaussianPrototypes, StudentALPaCA, TaskGP
 from metabook.learners.black_box import LearnedOptimiser, NeuralProcess
 from metabook.learners.maml import ANIL, MAML, MetaSGD
 from metabook.learners.matching import MatchingNet
@@ -28,5 +28,7 @@ __all__ = [
     "ProtoNet",
     "RelationNet",
     "Reptile",
+    "StudentALPaCA",
+    "TaskGP",
     "task_losses",
 ]

@@ -7,16 +7,18 @@ approximation. So they know how sure they are, and are as sure of an answer as t
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import gpytorch
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from metabook.episodes import Episodes
 from metabook.learners.base import Learner
 from metabook.learners.prototypes import ProtoNet
 
-__all__ = ["ALPaCA", "DeepKernelTransfer", "GaussianPrototypes", "gaussian_nll"]
+__all__ = ["ALPaCA", "DeepKernelTransfer", "GaussianPrototypes", "StudentALPaCA", "TaskGP", "gaussian_nll"]
 
 
 def gaussian_nll(mean: Tensor, variance: Tensor, y: Tensor) -> Tensor:
@@ -97,6 +99,11 @@ class ALPaCA(Learner):
         predicted = phi @ mean
         return predicted, variance.unsqueeze(3).expand_as(predicted)
 
+    def distribution(self, episodes: Episodes) -> Distribution:
+        """Of the queries' values after the whole support set, ``[tasks, queries, outputs]``."""
+        mean, variance = (each[:, -1] for each in self.predictive(episodes))
+        return torch.distributions.Normal(mean, variance.sqrt())
+
     def predict(self, episodes: Episodes) -> Tensor:
         return self.predictive(episodes)[0][:, -1]
 
@@ -104,6 +111,68 @@ class ALPaCA(Learner):
         """Negative log-likelihood of the queries, the mean over all numbers of support points, from none to all."""
         mean, variance = self.predictive(episodes)
         return gaussian_nll(mean, variance, episodes.query_y.unsqueeze(1)).mean()
+
+
+class StudentALPaCA(ALPaCA):
+    r"""ALPaCA for noise that differs from task to task: its variance has a prior too, and is learned in each task.
+
+    .. math:: \sigma^2 \sim \operatorname{InvGamma}(a_0, b_0),\qquad
+              W \mid \sigma^2 \sim \mathcal N\bigl(W_0, \sigma^2 \Lambda_0^{-1}\bigr).
+
+    The prior is conjugate. With :math:`\Lambda` and :math:`W_n` as in :class:`ALPaCA`, after ``n`` points
+
+    .. math:: a_n = a_0 + \tfrac n2,\qquad
+              b_n = b_0 + \tfrac12\bigl(Y^\top Y + W_0^\top \Lambda_0 W_0 - W_n^\top \Lambda W_n\bigr),
+
+    and a query's value has Student's distribution with :math:`2 a_n` degrees of freedom, the location
+    :math:`W_n^\top \varphi(x_*)` and the squared scale
+    :math:`\tfrac{b_n}{a_n}(1 + \varphi(x_*)^\top \Lambda^{-1} \varphi(x_*))`. "Noise" is whatever the features do not
+    explain, and since the prior of W is in its units, a task with large values may have large weights.
+
+    A. O'Hagan, J. Forster, Kendall's Advanced Theory of Statistics 2B: Bayesian Inference, 2004, chapter 11.
+
+    Parameters
+    ----------
+    net, features
+        See :class:`ALPaCA`. There is one output.
+    noise : float
+        Where sqrt(b_0 / a_0) starts.
+    shape : float
+        Where a_0 starts; half the number of points that the prior of the noise is worth.
+    """
+
+    def __init__(self, net: nn.Module, features: int, noise: float = 0.3, shape: float = 2.0) -> None:
+        super().__init__(net, features, 1, noise)
+        self.shape = shape
+        self.log_shape = nn.Parameter(torch.tensor(math.log(shape)))
+
+    def student(self, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
+        """Degrees of freedom, location and scale of the queries' values after 0, 1, ..., all support points.
+
+        Returns
+        -------
+        Tensor [tasks, points + 1, 1, 1], Tensor, Tensor [tasks, points + 1, queries, 1]
+        """
+        location, variance = super().predictive(episodes)
+        phi, y = self.net(episodes.support_x), episodes.support_y
+        mean, root = self.posterior(episodes)
+        # One point after the other: b grows by half of the squared error of its prediction, in units of its variance.
+        before = torch.linalg.solve_triangular(root[:, :-1], phi.unsqueeze(3), upper=False).square().sum(2)
+        error = y - (phi.unsqueeze(2) @ mean[:, :-1]).squeeze(3)
+        a = self.log_shape.exp()
+        b0 = a * (2 * self.log_noise).exp()
+        b = torch.cat([b0.expand(len(y), 1, 1), b0 + (0.5 * error**2 / (1 + before)).cumsum(1)], 1)
+        a = a + 0.5 * torch.arange(y.shape[1] + 1, dtype=y.dtype, device=y.device).view(-1, 1, 1)
+        scale = ((b.unsqueeze(3) / a) * variance / (2 * self.log_noise).exp()).sqrt()
+        return (2 * a).expand(len(y), -1, 1, 1), location, scale
+
+    def distribution(self, episodes: Episodes) -> Distribution:
+        df, location, scale = (each[:, -1] for each in self.student(episodes))
+        return torch.distributions.StudentT(df, location, scale)
+
+    def loss(self, episodes: Episodes) -> Tensor:
+        df, location, scale = self.student(episodes)
+        return -torch.distributions.StudentT(df, location, scale).log_prob(episodes.query_y.unsqueeze(1)).mean()
 
 
 class DeepKernelTransfer(Learner):
@@ -121,12 +190,27 @@ class DeepKernelTransfer(Learner):
         The features, ``[..., inputs] -> [..., features]``.
     noise : float
         The standard deviation sigma at the start.
+    kernel : {"rbf", "linear"}
+        On the features. With the RBF kernel each value has the same prior variance; with the linear kernel, the inner
+        product, the prior can be wider in one place than in another, and functions are sums of the features.
+
+    Raises
+    ------
+    ValueError
+        For another kernel.
     """
 
-    def __init__(self, net: nn.Module, noise: float = 0.3) -> None:
+    KERNELS: ClassVar = {"rbf": gpytorch.kernels.RBFKernel, "linear": gpytorch.kernels.LinearKernel}
+
+    def __init__(self, net: nn.Module, noise: float = 0.3, kernel: str = "rbf") -> None:
+        if kernel not in self.KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(self.KERNELS)}, not {kernel!r}")
         super().__init__()
-        self.net, self.noise = net, noise
-        self.kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+        self.net, self.noise, self.kernel = net, noise, kernel
+        self.covariance = gpytorch.kernels.ScaleKernel(self.KERNELS[kernel]())
+        if kernel == "linear":  # its own variance says the same as the scale
+            self.covariance.base_kernel.variance = 1.0
+            self.covariance.base_kernel.raw_variance.requires_grad_(False)
         self.likelihood = gpytorch.likelihoods.GaussianLikelihood()
         self.likelihood.noise = noise**2
 
@@ -134,14 +218,17 @@ class DeepKernelTransfer(Learner):
         """Minus the log marginal likelihood of all of a task's points, per point; the mean over tasks."""
         x = self.net(torch.cat([episodes.support_x, episodes.query_x], 1))
         y = torch.cat([episodes.support_y, episodes.query_y], 1)[..., 0]
-        gp = _Process(x, y, self.likelihood, self.kernel).train()
+        gp = _Process(x, y, self.likelihood, self.covariance).train()
         return -gpytorch.mlls.ExactMarginalLogLikelihood(self.likelihood, gp)(gp(x), y).mean()
 
     def predictive(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Mean and variance of the queries' values after the support set, ``[tasks, queries, 1]`` each."""
-        mode = self.likelihood.training
-        gp = _Process(self.net(episodes.support_x), episodes.support_y[..., 0], self.likelihood, self.kernel).eval()
-        answer = self.likelihood(gp(self.net(episodes.query_x)))
+        mode, (x, seen) = self.likelihood.training, (self.net(episodes.query_x), self.net(episodes.support_x))
+        if seen.shape[1]:
+            process = _Process(seen, episodes.support_y[..., 0], self.likelihood, self.covariance).eval()
+        else:  # the prior
+            process = _Process(None, None, self.likelihood, self.covariance).eval()
+        answer = self.likelihood(process(x))
         self.likelihood.train(mode)  # which the process shares, and has switched
         return answer.mean.unsqueeze(2), answer.variance.unsqueeze(2)
 
@@ -149,13 +236,60 @@ class DeepKernelTransfer(Learner):
         return self.predictive(episodes)[0]
 
 
+class TaskGP(Learner):
+    """A Gaussian process with an RBF kernel that shares nothing between tasks: the baseline that does not meta-learn.
+
+    Length scale, variance and noise maximise the marginal likelihood of the task's own support set (C. E. Rasmussen,
+    C. K. I. Williams, Gaussian Processes for Machine Learning, MIT Press 2006, chapter 5), or stay as they are given.
+
+    Parameters
+    ----------
+    lengthscale, scale, noise : float
+        Of the kernel: its length, and the standard deviations of function and noise. Where the search starts.
+    steps : int
+        Of Adam with the learning rate ``lr``. 0: the kernel stays as it is given.
+    lr : float
+    """
+
+    def __init__(
+        self, lengthscale: float = 1.0, scale: float = 1.0, noise: float = 0.3, steps: int = 0, lr: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.lengthscale, self.scale, self.noise, self.steps, self.lr = lengthscale, scale, noise, steps, lr
+
+    def predictive(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the queries' values after the support set, ``[tasks, queries, 1]`` each."""
+        tasks = torch.Size([len(episodes)])
+        kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(batch_shape=tasks), batch_shape=tasks)
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(batch_shape=tasks)
+        kernel, likelihood = kernel.to(episodes.support_x), likelihood.to(episodes.support_x)
+        kernel.outputscale, kernel.base_kernel.lengthscale = self.scale**2, self.lengthscale
+        likelihood.noise = self.noise**2
+        x, y = episodes.support_x, episodes.support_y[..., 0]
+        gp = _Process(x, y, likelihood, kernel) if x.shape[1] else _Process(None, None, likelihood, kernel)
+        if self.steps and x.shape[1]:
+            with torch.enable_grad():
+                optimiser = torch.optim.Adam(gp.parameters(), lr=self.lr)
+                marginal = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, gp.train())
+                for _ in range(self.steps):
+                    optimiser.zero_grad()
+                    (-marginal(gp(x), y).sum()).backward()
+                    optimiser.step()
+        gp.eval()
+        answer = likelihood(gp(episodes.query_x))
+        return answer.mean.detach().unsqueeze(2), answer.variance.detach().unsqueeze(2)
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        return self.predictive(episodes)[0]
+
+
 class _Process(gpytorch.models.ExactGP):
-    def __init__(self, x: Tensor, y: Tensor, likelihood: nn.Module, kernel: nn.Module) -> None:
+    def __init__(self, x: Tensor | None, y: Tensor | None, likelihood: nn.Module, covariance: nn.Module) -> None:
         super().__init__(x, y, likelihood)
-        self.mean_module, self.kernel = gpytorch.means.ZeroMean(), kernel
+        self.mean_module, self.covariance = gpytorch.means.ZeroMean(), covariance
 
     def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.kernel(x))
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covariance(x))
 
 
 class GaussianPrototypes(ProtoNet):

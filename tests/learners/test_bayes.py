@@ -3,13 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 from torch import nn
 
-from metabook import Episodes, evaluate, fit
+from metabook import Episodes, evaluate, fit, load, save
 from metabook.data import Sinusoids
-from metabook.learners import ALPaCA, DeepKernelTransfer, GaussianPrototypes, ProtoNet
+from metabook.learners import ALPaCA, DeepKernelTransfer, GaussianPrototypes, ProtoNet, StudentALPaCA, TaskGP
 from metabook.learners.bayes import gaussian_nll
 from metabook.nets import MLP
 
@@ -89,7 +90,7 @@ def test_alpaca_learns_the_prior_that_tasks_come_from():
 
 def test_deep_kernel_transfer_is_the_gaussian_process_with_its_kernel(tasks):
     learner = DeepKernelTransfer(nn.Identity(), noise=0.3).double()
-    learner.kernel.outputscale, learner.kernel.base_kernel.lengthscale = 2.0, 1.5
+    learner.covariance.outputscale, learner.covariance.base_kernel.lengthscale = 2.0, 1.5
     wanted = by_sklearn(ConstantKernel(2.0) * RBF(1.5), 0.3, tasks)
     with torch.no_grad():
         for ours, theirs in zip(learner.predictive(tasks), wanted, strict=True):
@@ -99,6 +100,106 @@ def test_deep_kernel_transfer_is_the_gaussian_process_with_its_kernel(tasks):
     covariances = [torch.tensor(gram(each.numpy())) + 0.09 * torch.eye(9, dtype=torch.float64) for each in x]
     density = torch.distributions.MultivariateNormal(torch.zeros(9, dtype=torch.float64), torch.stack(covariances))
     torch.testing.assert_close(learner.loss(tasks), -density.log_prob(y).mean() / 9, atol=1e-6, rtol=0)
+
+
+def test_deep_kernel_transfer_with_a_linear_kernel_is_alpaca(tasks):
+    """A prior precision of one in units of the noise's is a kernel with the scale noise^2."""
+    alpaca, deep = ALPaCA(nn.Identity(), 3, noise=0.5).double(), DeepKernelTransfer(nn.Identity(), 0.5, "linear")
+    deep.double().covariance.outputscale = 0.25
+    with torch.no_grad():
+        prefixes = alpaca.predictive(tasks)
+        for points in (0, 1, 4):
+            fewer = Episodes(tasks.support_x[:, :points], tasks.support_y[:, :points], tasks.query_x, tasks.query_y)
+            for one, other in zip(prefixes, deep.predictive(fewer), strict=True):
+                torch.testing.assert_close(one[:, points], other, atol=1e-5, rtol=0)
+    assert deep.training  # as before the prediction
+    assert deep.likelihood.training
+
+
+def test_deep_kernel_transfer_knows_its_kernels():
+    with pytest.raises(ValueError, match="rbf, linear, not 'cosine'"):
+        DeepKernelTransfer(nn.Identity(), kernel="cosine")
+
+
+def test_student_alpaca_is_the_ratio_of_marginal_likelihoods(tasks):
+    """The predictive density of one more point is p(all of them) / p(those seen), each a multivariate Student's."""
+    learner = StudentALPaCA(nn.Identity(), 3, noise=0.7, shape=1.5).double()
+    with torch.no_grad():
+        learner.prior_mean.normal_()
+        learner.below.normal_()
+        df, location, scale = learner.student(tasks)
+    (mean, precision), a0 = learner.prior(), 1.5
+    b0 = a0 * 0.49
+
+    def log_marginal(x, y):
+        """Student's with 2 a_0 degrees of freedom, located at x W_0, with the shape b_0/a_0 (I + x Lambda_0^-1 x')."""
+        shape = b0 / a0 * (np.eye(len(x)) + x @ np.linalg.inv(precision.detach().numpy()) @ x.T)
+        return stats.multivariate_t.logpdf(y, x @ mean[:, 0].detach().numpy(), shape, df=2 * a0)
+
+    for task in range(2):
+        for points in (1, 2, 4):
+            x, y = tasks.support_x[task, :points].numpy(), tasks.support_y[task, :points, 0].numpy()
+            for query in (0, 3):
+                more_x = np.vstack([x, tasks.query_x[task, query].numpy()])
+                more_y = np.append(y, tasks.query_y[task, query, 0].numpy())
+                wanted = log_marginal(more_x, more_y) - log_marginal(x, y)
+                ours = stats.t.logpdf(
+                    more_y[-1], df[task, points].item(), location[task, points, query], scale[task, points, query]
+                )
+                assert ours.item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_student_alpaca_finds_the_noise_of_each_task():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.tensor([0.1, 2.0]).view(2, 1, 1)
+    x = torch.randn(2, 400, 3, generator=generator)
+    y = x.sum(2, keepdim=True) + noise * torch.randn(2, 400, 1, generator=generator)
+    learner = StudentALPaCA(nn.Identity(), 3)
+    nn.init.ones_(learner.prior_mean)
+    _, _, scale = learner.student(Episodes(x, y, x[:, :5], y[:, :5]))
+    torch.testing.assert_close(scale[:, -1].mean(1), noise[:, 0], rtol=0.1, atol=0)
+
+
+def test_student_alpaca_with_a_sure_prior_of_the_noise_is_alpaca(tasks):
+    normal, student = ALPaCA(nn.Identity(), 3, 1, 0.5), StudentALPaCA(nn.Identity(), 3, 0.5, shape=1e8)
+    (mean, variance), (_, location, scale) = normal.double().predictive(tasks), student.double().student(tasks)
+    torch.testing.assert_close(location, mean)
+    torch.testing.assert_close(scale.square(), variance, rtol=1e-5, atol=0)
+
+
+def test_a_fixed_gaussian_process_is_that_of_scikit_learn(tasks):
+    for ours, theirs in zip(
+        TaskGP(1.5, 2.0, 0.3).predictive(tasks), by_sklearn(ConstantKernel(4.0) * RBF(1.5), 0.3, tasks), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    empty = Episodes(tasks.support_x[:, :0], tasks.support_y[:, :0], tasks.query_x, tasks.query_y)
+    mean, variance = TaskGP(1.5, 2.0, 0.3, steps=5).predictive(empty)
+    torch.testing.assert_close(mean, torch.zeros_like(mean))
+    torch.testing.assert_close(variance, torch.full_like(variance, 4.09))
+
+
+def test_a_gaussian_process_for_each_task_finds_the_kernel_of_scikit_learn():
+    episodes = Sinusoids(30, 20, noise=0.3).sample(3)
+    ours = TaskGP(steps=150).predictive(episodes)
+    for task, (mean, variance) in enumerate(zip(*ours, strict=True)):
+        gp = GaussianProcessRegressor(ConstantKernel(1.0) * RBF(1.0) + WhiteKernel(0.09))
+        gp.fit(episodes.support_x[task].double().numpy(), episodes.support_y[task, :, 0].double().numpy())
+        wanted, std = gp.predict(episodes.query_x[task].double().numpy(), return_std=True)
+        np.testing.assert_allclose(mean[:, 0], wanted, atol=0.05)
+        np.testing.assert_allclose(variance[:, 0].sqrt(), std, atol=0.05)
+
+
+def test_they_are_saved_with_their_kernel_and_their_prior(tmp_path):
+    episodes = Sinusoids(4, 5).sample(2)
+    for learner in (
+        StudentALPaCA(MLP(1, (8,), 4), 4, noise=0.2, shape=3.0),
+        DeepKernelTransfer(MLP(1, (8,), 4), 0.2, "linear"),
+    ):
+        fit(learner, Sinusoids(), steps=1, progress=False)
+        save(learner, tmp_path / "learner.safetensors")
+        again = load(tmp_path / "learner.safetensors")
+        for one, other in zip(learner.predictive(episodes), again.predictive(episodes), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_deep_kernels_learn_sinusoids():
