@@ -305,7 +305,7 @@ def glyphs(name: str, updates: int, seed: int) -> dict[str, Any]:
         source = EpisodeSampler(data.glyphs("train"), 5, 1, 5, seed=seed)
         fit(learner, source, steps=updates, tasks=8, lr=3e-3, anneal="cosine", seed=seed, progress=False)
     seconds = time.process_time() - started
-    score = evaluate(learner, EpisodeSampler(data.glyphs("test"), 5, 1, 15, seed=TEST), tasks=300)
+    score = evaluate(learner, EpisodeSampler(data.glyphs("test"), 5, 1, 15, seed=TEST), tasks=200)
     return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": score.scores[0].tolist()}
 
 
@@ -352,9 +352,9 @@ def seconds(runs: list[dict[str, Any]]) -> float:
 
 
 def main(
-    updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 400,
-    process_updates: Annotated[int, typer.Option(help="Updates of a neural process.")] = 3000,
-    glyph_updates: int = 500,
+    updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 300,
+    process_updates: Annotated[int, typer.Option(help="Updates of a neural process.")] = 2000,
+    glyph_updates: int = 300,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
