@@ -60,10 +60,10 @@ LEARNED: dict[str, dict[str, Any]] = {
     "gradient alone": {"moments": False},
     "trained on 100 steps": {"steps": 100, "truncate": 20},
 }
-META_RATES = (3e-3, 1e-2, 3e-2)
+META_RATES, SEARCH_SEEDS = (1e-2, 3e-2), (10, 11)
 TASKS = 16  # of a meta-batch
 PROCESSES = {"mean": False, "attention": True}
-POINTS = range(1, 11)
+POINTS = (1, 2, 3, 5, 10)
 
 
 class Quadratics:
@@ -164,12 +164,12 @@ def learned(family: str, name: str, lr: float, updates: int, seed: int, folder: 
     return optimiser, time.process_time() - started
 
 
-def search(family: str, lr: float, updates: int, folder: Path) -> dict[str, Any]:
+def search(family: str, lr: float, updates: int, seed: int, folder: Path) -> dict[str, Any]:
     """A learned optimiser's own setting, judged on the validation tasks."""
-    optimiser, seconds = learned(family, "trained on 20 steps", lr, updates, 10, folder)
+    optimiser, seconds = learned(family, "trained on 20 steps", lr, updates, seed, folder)
     start, episodes = same_for_all(family, optimiser.net, VALIDATION, VALIDATION_TASKS, 0)
     curve = bounded(loss_curves(optimiser, optimiser.net, start, episodes, HORIZON)[1]).mean(1)
-    return {"family": family, "lr": lr, "validation": float(curve[1:].mean()), "cpu_seconds": seconds}
+    return {"family": family, "lr": lr, "seed": seed, "validation": float(curve[1:].mean()), "cpu_seconds": seconds}
 
 
 def baselines(family: str, seeds: int) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def glyphs(name: str, updates: int, seed: int) -> dict[str, Any]:
         source = EpisodeSampler(data.glyphs("train"), 5, 1, 5, seed=seed)
         fit(learner, source, steps=updates, tasks=8, lr=3e-3, anneal="cosine", seed=seed, progress=False)
     seconds = time.process_time() - started
-    score = evaluate(learner, EpisodeSampler(data.glyphs("test"), 5, 1, 15, seed=TEST), tasks=200)
+    score = evaluate(learner, EpisodeSampler(data.glyphs("test"), 5, 1, 15, seed=TEST), tasks=150)
     return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": score.scores[0].tolist()}
 
 
@@ -354,7 +354,7 @@ def seconds(runs: list[dict[str, Any]]) -> float:
 def main(
     updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 300,
     process_updates: Annotated[int, typer.Option(help="Updates of a neural process.")] = 2000,
-    glyph_updates: int = 300,
+    glyph_updates: int = 200,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
@@ -372,16 +372,22 @@ def main(
             futures = [pool.submit(kept, folder, name, *job) for name, job in jobs.items()]
             return [f.result() for f in tqdm(as_completed(futures), total=len(futures), unit="run")]
 
-        third = max(1, updates // 3)
-        tried = run({f"search {f} {lr:g}": (search, f, lr, third, folder) for f in FAMILIES for lr in META_RATES})
-        tried.sort(key=lambda row: (row["family"], row["lr"]))
-        rate = {
-            f: min((row for row in tried if row["family"] == f), key=lambda row: row["validation"])["lr"]
-            for f in FAMILIES
-        }
+        tried = run(
+            {
+                f"search {f} {lr:g} {seed}": (search, f, lr, updates, seed, folder)
+                for f in FAMILIES for lr in META_RATES for seed in SEARCH_SEEDS
+            }
+        )  # fmt: skip
+        tried.sort(key=lambda row: (row["family"], row["lr"], row["seed"]))
+
+        def judged(family: str, lr: float) -> float:
+            rows = [row for row in tried if (row["family"], row["lr"]) == (family, lr)]
+            return float(np.mean([row["validation"] for row in rows]))
+
+        rate = {f: min(META_RATES, key=partial(judged, f)) for f in FAMILIES}
         optimisers = run(
             {
-                f"{f} {name} {seed}": (train_and_test, f, name, rate[f], updates, seed, folder)
+                f"{f} {name} {rate[f]:g} {seed}": (train_and_test, f, name, rate[f], updates, seed, folder)
                 for seed in range(seeds) for f in FAMILIES for name in LEARNED
             }
         )  # fmt: skip
@@ -396,7 +402,7 @@ def main(
         "settings": {
             "updates": updates, "tasks": TASKS, "horizon": HORIZON, "steps": LONG, "test_tasks": TEST_TASKS,
             "validation_tasks": VALIDATION_TASKS, "settings_tried": {k: len(v) for k, v in HAND_DESIGNED.items()},
-            "process_updates": process_updates, "glyph_updates": glyph_updates, "threads": 1,
+            "process_updates": process_updates, "points": POINTS, "glyph_updates": glyph_updates, "threads": 1,
         },
         "seeds": list(range(seeds)),
         "search": tried,
