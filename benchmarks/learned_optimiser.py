@@ -1,8 +1,8 @@
 """Black-box meta-learning at length: learned optimisers, and neural processes.
 
 Writes ``results/learned_optimiser.json``: the loss curves of learned optimisers and of tuned SGD and Adam, within the
-horizon of training and beyond it; other architectures and units; the error of neural processes and of what is not
-meta-learnt against the number of points; 5-way 1-shot glyphs. Settings are chosen on validation tasks. Each run is kept
+horizon of training and beyond it; the error of neural processes and of what is not
+meta-learnt against the number of points. Settings are chosen on validation tasks. Each run is kept
 under ``_build/benchmarks``, so that an interrupted benchmark goes on where it was; ``--fresh`` starts anew.
 
     python benchmarks/learned_optimiser.py --jobs 2
@@ -10,7 +10,6 @@ under ``_build/benchmarks``, so that an interrupted benchmark goes on where it w
 
 from __future__ import annotations
 
-import copy
 import json
 import multiprocessing
 import shutil
@@ -30,19 +29,19 @@ from sklearn.neighbors import KNeighborsRegressor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metabook import Episodes, EpisodeSampler, batched, data, evaluate, fit, results, seed_everything
+from metabook import Episodes, batched, data, fit, results, seed_everything
 from metabook.episodes import generator_for
-from metabook.learners import LearnedOptimiser, Learner, NearestNeighbour, NeuralProcess, ProtoNet
+from metabook.learners import LearnedOptimiser, NeuralProcess
 from metabook.learners.bayes import gaussian_nll
 from metabook.learners.black_box import loss_curves
-from metabook.nets import MLP, Conv4
+from metabook.nets import MLP
 from metabook.storage import write_bytes
 from metabook.training import ci95
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
 HORIZON, LONG = 20, 200  # steps that are unrolled in training, and the most that are taken in the test
 VALIDATION, TEST = 2_000_000, 1_000_000  # seeds of the tasks; those of training are 0, 1, 2
-VALIDATION_TASKS, TEST_TASKS, OTHER_TASKS = 100, 200, 50
+VALIDATION_TASKS, TEST_TASKS = 100, 200
 WORST = 1e4  # a loss counts at most so much: a diverged run would be all of a mean
 RATES = [float(f"{10 ** (e / 4):.3g}") for e in range(-12, 3)]  # 0.001 to 3.16
 HAND_DESIGNED: dict[str, list[tuple[dict[str, Any], Callable[..., Any]]]] = {
@@ -60,7 +59,11 @@ LEARNED: dict[str, dict[str, Any]] = {
     "gradient alone": {"moments": False},
     "trained on 100 steps": {"steps": 100, "truncate": 20},
 }
-META_RATES, SEARCH_SEEDS = (1e-2, 3e-2), (10, 11)
+META_RATES, SEARCH_SEED = (3e-3, 1e-2, 3e-2), 10
+VARIANTS = {
+    "sinusoids": ("trained on 20 steps",),
+    "quadratics": tuple(LEARNED),
+}  # a long unroll costs five times as much
 TASKS = 16  # of a meta-batch
 PROCESSES = {"mean": False, "attention": True}
 POINTS = (1, 2, 3, 5, 10)
@@ -99,23 +102,6 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "sinusoids": (lambda: MLP(1, (20,), 1), lambda seed: data.Sinusoids(50, 50, seed=seed)),
     "quadratics": (lambda: nn.Linear(10, 1), lambda seed: Quadratics(seed)),
 }
-OTHER: dict[str, tuple[str, Callable[[], nn.Module], float]] = {  # family, net, factor of the loss
-    "20 ReLU units, as in training": ("sinusoids", lambda: MLP(1, (20,), 1), 1.0),
-    "20 tanh units": ("sinusoids", lambda: MLP(1, (20,), 1, "tanh"), 1.0),
-    "80 ReLU units": ("sinusoids", lambda: MLP(1, (80,), 1), 1.0),
-    "two layers of 20 ReLU units": ("sinusoids", lambda: MLP(1, (20, 20), 1), 1.0),
-    "the loss times 100": ("sinusoids", lambda: MLP(1, (20,), 1), 100.0),
-    "quadratics": ("quadratics", lambda: nn.Linear(10, 1), 1.0),
-}
-
-
-class OtherUnits(LearnedOptimiser):
-    """A trained optimiser that sees the gradients of the loss times ``factor``."""
-
-    factor = 1.0
-
-    def update(self, params, grads, step, state):
-        return super().update(params, {name: self.factor * grad for name, grad in grads.items()}, step, state)
 
 
 def same_for_all(family: str, net: nn.Module, seed: int, tasks: int, start_seed: int) -> tuple[Any, Episodes]:
@@ -146,11 +132,6 @@ def grid(family: str, net: nn.Module, steps: int = LONG) -> dict[str, Any]:
     return best
 
 
-def hand_designed(kind: str, setting: dict[str, Any], factor: float = 1.0) -> Callable[..., Any]:
-    make = HAND_DESIGNED[kind][0][1]
-    return partial(make, **setting) if kind == "Adam" else partial(make, **{**setting, "lr": factor * setting["lr"]})
-
-
 def learned(family: str, name: str, lr: float, updates: int, seed: int, folder: Path) -> tuple[LearnedOptimiser, float]:
     net, source = FAMILIES[family][0](), FAMILIES[family][1](seed)
     seed_everything(seed)
@@ -164,12 +145,12 @@ def learned(family: str, name: str, lr: float, updates: int, seed: int, folder: 
     return optimiser, time.process_time() - started
 
 
-def search(family: str, lr: float, updates: int, seed: int, folder: Path) -> dict[str, Any]:
+def search(family: str, lr: float, updates: int, folder: Path) -> dict[str, Any]:
     """A learned optimiser's own setting, judged on the validation tasks."""
-    optimiser, seconds = learned(family, "trained on 20 steps", lr, updates, seed, folder)
+    optimiser, _ = learned(family, "trained on 20 steps", lr, updates, SEARCH_SEED, folder)
     start, episodes = same_for_all(family, optimiser.net, VALIDATION, VALIDATION_TASKS, 0)
     curve = bounded(loss_curves(optimiser, optimiser.net, start, episodes, HORIZON)[1]).mean(1)
-    return {"family": family, "lr": lr, "seed": seed, "validation": float(curve[1:].mean()), "cpu_seconds": seconds}
+    return {"family": family, "lr": lr, "seed": SEARCH_SEED, "validation": float(curve[1:].mean())}
 
 
 def baselines(family: str, seeds: int) -> dict[str, Any]:
@@ -179,7 +160,7 @@ def baselines(family: str, seeds: int) -> dict[str, Any]:
     seconds = time.process_time() - started
     for criterion, kinds in best.items():
         for kind, entry in kinds.items():
-            optimiser = hand_designed(kind, entry["setting"])
+            optimiser = partial(HAND_DESIGNED[kind][0][1], **entry["setting"])
             beds = (same_for_all(family, net, TEST, TEST_TASKS, seed) for seed in range(seeds))
             each = [torch.stack(loss_curves(optimiser, net, *bed, LONG)) for bed in beds]
             support, query = np.stack([bounded(run) for run in each], 1)  # [seeds, steps + 1, tasks]
@@ -191,36 +172,13 @@ def baselines(family: str, seeds: int) -> dict[str, Any]:
 
 
 def train_and_test(family: str, name: str, lr: float, updates: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Train one learned optimiser; its curves on the test tasks and, of the one on sinusoids, elsewhere."""
+    """Train one learned optimiser; its curves on the test tasks."""
     optimiser, seconds = learned(family, name, lr, updates, seed, folder)
     net = optimiser.net
     support, query = loss_curves(optimiser, net, *same_for_all(family, net, TEST, TEST_TASKS, seed), LONG)
     run = {"family": family, "name": name, "seed": seed, "cpu_seconds": seconds}
     run |= {"query": bounded(query).tolist(), "support": bounded(support)[HORIZON].tolist()}
-    if family == "sinusoids" and name != "trained on 100 steps":
-        run["elsewhere"] = {}
-        other = copy.copy(optimiser)
-        other.__class__ = OtherUnits
-        for where, (tasks, build, factor) in OTHER.items():
-            other.factor, there = factor, build()
-            bed = same_for_all(tasks, there, TEST, OTHER_TASKS, seed)
-            run["elsewhere"][where] = bounded(loss_curves(other, there, *bed, HORIZON)[1])[1:].mean(0).tolist()
     return run
-
-
-def elsewhere(where: str, at_home: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Hand-designed optimisers in another place: with the setting for the training tasks, and tuned anew."""
-    family, build, factor = OTHER[where]
-    net = build()
-    tuned = {"carried over": at_home, "tuned there": grid(family, net, HORIZON)}
-    scores: dict[str, Any] = {}
-    for how, best in tuned.items():
-        for kind, entry in best["mean of 20"].items():
-            optimiser = hand_designed(kind, entry["setting"], factor if how == "carried over" else 1.0)
-            beds = [same_for_all(family, net, TEST, OTHER_TASKS, seed) for seed in range(seeds)]
-            curves = [bounded(loss_curves(optimiser, net, *bed, HORIZON)[1])[1:].mean(0).tolist() for bed in beds]
-            scores[f"{kind}, {how}"] = curves
-    return {"where": where, "scores": scores}
 
 
 def process(name: str, updates: int, seed: int) -> dict[str, Any]:
@@ -287,28 +245,6 @@ def no_meta(points: int) -> dict[str, Any]:
     }
 
 
-def glyph_learner(name: str) -> Learner:
-    net = Conv4(channels=16, downsample="stride", norm="running")
-    if name == "ProtoNet":
-        return ProtoNet(net)
-    return NeuralProcess(net.features, 5, 64, attention=name.endswith("attention"), embed=net, regression=False)
-
-
-GLYPHS = ("ProtoNet", "neural process, mean", "neural process, attention", "nearest neighbour")
-
-
-def glyphs(name: str, updates: int, seed: int) -> dict[str, Any]:
-    seed_everything(seed)
-    learner = NearestNeighbour() if name == "nearest neighbour" else glyph_learner(name)
-    started = time.process_time()
-    if name != "nearest neighbour":
-        source = EpisodeSampler(data.glyphs("train"), 5, 1, 5, seed=seed)
-        fit(learner, source, steps=updates, tasks=8, lr=3e-3, anneal="cosine", seed=seed, progress=False)
-    seconds = time.process_time() - started
-    score = evaluate(learner, EpisodeSampler(data.glyphs("test"), 5, 1, 15, seed=TEST), tasks=150)
-    return {"name": name, "seed": seed, "cpu_seconds": seconds, "scores": score.scores[0].tolist()}
-
-
 def kept(folder: Path, name: str, work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """The result of an earlier run, or of ``work(*arguments)``, which is kept."""
     torch.set_num_threads(1)
@@ -348,66 +284,55 @@ def grouped(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def seconds(runs: list[dict[str, Any]]) -> float:
-    return round(float(np.mean([run["cpu_seconds"] for run in runs])), 1)
+    """CPU seconds of a training run: the most of the seeds, since one that was resumed counts only its last part."""
+    return round(max(run["cpu_seconds"] for run in runs), 1)
 
 
 def main(
     updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 300,
-    process_updates: Annotated[int, typer.Option(help="Updates of a neural process.")] = 2000,
-    glyph_updates: int = 200,
+    process_updates: Annotated[int, typer.Option(help="Updates of a neural process.")] = 1000,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
 ) -> None:
     """Run what has not been run yet, and write the record."""
     measured = results.circumstances()
-    folder = WORK / f"learned_optimiser_{updates}_{process_updates}_{glyph_updates}"
+    folder = WORK / f"learned_optimiser_{updates}_{process_updates}"
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    data.glyphs("train")  # rendered once, before the processes need them
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def run(jobs: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
             futures = [pool.submit(kept, folder, name, *job) for name, job in jobs.items()]
             return [f.result() for f in tqdm(as_completed(futures), total=len(futures), unit="run")]
 
-        tried = run(
-            {
-                f"search {f} {lr:g} {seed}": (search, f, lr, updates, seed, folder)
-                for f in FAMILIES for lr in META_RATES for seed in SEARCH_SEEDS
-            }
-        )  # fmt: skip
-        tried.sort(key=lambda row: (row["family"], row["lr"], row["seed"]))
-
-        def judged(family: str, lr: float) -> float:
-            rows = [row for row in tried if (row["family"], row["lr"]) == (family, lr)]
-            return float(np.mean([row["validation"] for row in rows]))
-
-        rate = {f: min(META_RATES, key=partial(judged, f)) for f in FAMILIES}
+        third = max(1, updates // 3)
+        tried = run({f"search {f} {lr:g}": (search, f, lr, third, folder) for f in FAMILIES for lr in META_RATES})
+        tried.sort(key=lambda row: (row["family"], row["lr"]))
+        rate = {
+            f: min((row for row in tried if row["family"] == f), key=lambda row: row["validation"])["lr"]
+            for f in FAMILIES
+        }
         optimisers = run(
             {
                 f"{f} {name} {rate[f]:g} {seed}": (train_and_test, f, name, rate[f], updates, seed, folder)
-                for seed in range(seeds) for f in FAMILIES for name in LEARNED
+                for seed in range(seeds) for f in FAMILIES for name in VARIANTS[f]
             }
         )  # fmt: skip
         tuned = run({f"baselines {f}": (baselines, f, seeds) for f in FAMILIES})
-        at_home = next(row["best"] for row in tuned if row["family"] == "sinusoids")
-        others = run({f"elsewhere {where}": (elsewhere, where, at_home, seeds) for where in OTHER})
         processes = run({f"process {n} {s}": (process, n, process_updates, s) for s in range(seeds) for n in PROCESSES})
         plain = run({f"no meta {points}": (no_meta, points) for points in POINTS})
-        pictures = run({f"glyphs {n} {s}": (glyphs, n, glyph_updates, s) for s in range(seeds) for n in GLYPHS})
     record: dict[str, Any] = {
         "measured": measured,
         "settings": {
             "updates": updates, "tasks": TASKS, "horizon": HORIZON, "steps": LONG, "test_tasks": TEST_TASKS,
             "validation_tasks": VALIDATION_TASKS, "settings_tried": {k: len(v) for k, v in HAND_DESIGNED.items()},
-            "process_updates": process_updates, "points": POINTS, "glyph_updates": glyph_updates, "threads": 1,
+            "process_updates": process_updates, "points": POINTS, "threads": 1,
         },
         "seeds": list(range(seeds)),
-        "search": tried,
+        "search": [{key: row[key] for key in ("family", "lr", "seed", "validation")} for row in tried],
         "optimisers": {},
-        "elsewhere": {},
     }  # fmt: skip
     for row in sorted(tuned, key=lambda row: list(FAMILIES).index(row["family"])):
         family = row["family"]
@@ -426,11 +351,6 @@ def main(
                 for name, each in groups.items()
             },
         }
-    for other in sorted(others, key=lambda row: list(OTHER).index(row["where"])):
-        scores = {name: interval(values) for name, values in other["scores"].items()}
-        for name, each in grouped([run for run in optimisers if "elsewhere" in run]).items():
-            scores[f"learned, {name}"] = interval([run["elsewhere"][other["where"]] for run in each])
-        record["elsewhere"][other["where"]] = scores
     record["processes"] = {
         name: {
             "cpu_seconds": seconds(each), "parameters": each[0]["parameters"],
@@ -446,10 +366,6 @@ def main(
             "settings": [row["settings"][name] for row in plain],
         }
         for name in plain[0]["mse"]
-    }
-    record["glyphs"] = {
-        name: {"cpu_seconds": seconds(each), **interval([run["scores"] for run in each])}
-        for name, each in grouped(pictures).items()
     }
     typer.echo(results.write("learned_optimiser", record))
 
