@@ -59,11 +59,7 @@ LEARNED: dict[str, dict[str, Any]] = {
     "gradient alone": {"moments": False},
     "trained on 100 steps": {"steps": 100, "truncate": 20},
 }
-META_RATES, SEARCH_SEED = (3e-3, 1e-2, 3e-2), 10
-VARIANTS = {
-    "sinusoids": ("trained on 20 steps",),
-    "quadratics": tuple(LEARNED),
-}  # a long unroll costs five times as much
+META_RATES, SEARCH_SEEDS = (3e-3, 1e-2, 3e-2), (10, 11)
 TASKS = 16  # of a meta-batch
 PROCESSES = {"mean": False, "attention": True}
 POINTS = (1, 2, 3, 5, 10)
@@ -145,12 +141,12 @@ def learned(family: str, name: str, lr: float, updates: int, seed: int, folder: 
     return optimiser, time.process_time() - started
 
 
-def search(family: str, lr: float, updates: int, folder: Path) -> dict[str, Any]:
+def search(family: str, lr: float, updates: int, seed: int, folder: Path) -> dict[str, Any]:
     """A learned optimiser's own setting, judged on the validation tasks."""
-    optimiser, _ = learned(family, "trained on 20 steps", lr, updates, SEARCH_SEED, folder)
+    optimiser, _ = learned(family, "trained on 20 steps", lr, updates, seed, folder)
     start, episodes = same_for_all(family, optimiser.net, VALIDATION, VALIDATION_TASKS, 0)
     curve = bounded(loss_curves(optimiser, optimiser.net, start, episodes, HORIZON)[1]).mean(1)
-    return {"family": family, "lr": lr, "seed": SEARCH_SEED, "validation": float(curve[1:].mean())}
+    return {"family": family, "lr": lr, "seed": seed, "validation": float(curve[1:].mean())}
 
 
 def baselines(family: str, seeds: int) -> dict[str, Any]:
@@ -289,7 +285,7 @@ def seconds(runs: list[dict[str, Any]]) -> float:
 
 
 def main(
-    updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 300,
+    updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 600,
     process_updates: Annotated[int, typer.Option(help="Updates of a neural process.")] = 1000,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
@@ -307,17 +303,23 @@ def main(
             futures = [pool.submit(kept, folder, name, *job) for name, job in jobs.items()]
             return [f.result() for f in tqdm(as_completed(futures), total=len(futures), unit="run")]
 
-        third = max(1, updates // 3)
-        tried = run({f"search {f} {lr:g}": (search, f, lr, third, folder) for f in FAMILIES for lr in META_RATES})
-        tried.sort(key=lambda row: (row["family"], row["lr"]))
-        rate = {
-            f: min((row for row in tried if row["family"] == f), key=lambda row: row["validation"])["lr"]
-            for f in FAMILIES
-        }
+        half = max(1, updates // 2)
+        tried = run(
+            {
+                f"search {f} {lr:g} {seed}": (search, f, lr, half, seed, folder)
+                for f in FAMILIES for lr in META_RATES for seed in SEARCH_SEEDS
+            }
+        )  # fmt: skip
+        tried.sort(key=lambda row: (row["family"], row["lr"], row["seed"]))
+
+        def judged(family: str, lr: float) -> float:
+            return sum(row["validation"] for row in tried if (row["family"], row["lr"]) == (family, lr))
+
+        rate = {f: min(META_RATES, key=partial(judged, f)) for f in FAMILIES}
         optimisers = run(
             {
                 f"{f} {name} {rate[f]:g} {seed}": (train_and_test, f, name, rate[f], updates, seed, folder)
-                for seed in range(seeds) for f in FAMILIES for name in VARIANTS[f]
+                for seed in range(seeds) for f in FAMILIES for name in LEARNED
             }
         )  # fmt: skip
         tuned = run({f"baselines {f}": (baselines, f, seeds) for f in FAMILIES})
@@ -331,7 +333,7 @@ def main(
             "process_updates": process_updates, "points": POINTS, "threads": 1,
         },
         "seeds": list(range(seeds)),
-        "search": [{key: row[key] for key in ("family", "lr", "seed", "validation")} for row in tried],
+        "search": tried,
         "optimisers": {},
     }  # fmt: skip
     for row in sorted(tuned, key=lambda row: list(FAMILIES).index(row["family"])):
