@@ -1,4 +1,6 @@
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from metabook import Episodes, batched, evaluate, fit
 from metabook.data import Sinusoids
 from metabook.learners import LearnedOptimiser, NeuralProcess
-from metabook.learners.black_box import encode_gradient
+from metabook.learners.black_box import encode_gradient, loss_curves, normalised_gradient
 from metabook.nets import MLP
 
 
@@ -40,6 +42,104 @@ def test_new_weights_are_drawn_for_every_task_in_training_alone():
     start = next(learner.eval().inner_loop(episodes, 1))
     assert torch.equal(start["0.weight"][0], start["0.weight"][1])
     assert torch.equal(start["0.weight"][0], learner.net[0].weight)
+
+
+def test_normalised_gradients_are_adams_and_do_not_know_the_unit_of_the_loss():
+    gradients = [torch.tensor([0.5, -2.0]), torch.tensor([1.5, 1.0])]
+    p = torch.zeros(2, requires_grad=True)
+    adam, state, other = torch.optim.Adam([p], lr=0.1, betas=(0.9, 0.99)), {}, {}
+    for step, gradient in enumerate(gradients):
+        before, p.grad = p.detach().clone(), gradient
+        adam.step()
+        seen = normalised_gradient(gradient, step, state)
+        torch.testing.assert_close(-0.1 * seen[:, 1], p.detach() - before)
+        torch.testing.assert_close(normalised_gradient(1000 * gradient, step, other), seen)
+    torch.testing.assert_close(
+        seen[:, 0] / seen[:, 1], gradients[1] / ((0.09 * gradients[0] + 0.1 * gradients[1]) / 0.19)
+    )
+
+
+def double(episodes: Episodes) -> Episodes:
+    return replace(episodes, **{name: part.double() for name, part in vars(episodes).items() if part is not None})
+
+
+def meta_gradient(learner: LearnedOptimiser, episodes: Episodes) -> torch.Tensor:
+    learner.zero_grad()
+    learner.loss(episodes).backward()
+    return learner.step_of.weight.grad.clone()
+
+
+def small(**settings) -> LearnedOptimiser:
+    torch.manual_seed(0)
+    net = MLP(1, (4,), 1, "tanh")
+    return LearnedOptimiser(net, **{"steps": 4, "hidden": 3, **settings}).double().eval()
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_only_the_second_order_is_the_derivative_of_the_loss(moments):
+    episodes, h = double(Sinusoids().sample(3)), 1e-6
+    learner = small(moments=moments, second_order=True)
+    exact, constant = meta_gradient(learner, episodes), meta_gradient(small(moments=moments), episodes)
+    differences = torch.zeros_like(exact)
+    for i in range(exact.shape[1]):
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                learner.step_of.weight[0, i] += sign * h
+                values.append(learner.loss(episodes))
+                learner.step_of.weight[0, i] -= sign * h
+        differences[0, i] = (values[0] - values[1]) / (2 * h)
+    torch.testing.assert_close(exact, differences, rtol=1e-5, atol=1e-7)
+    assert (constant - differences).norm() > 1e-3 * differences.norm()
+
+
+def test_a_truncated_gradient_ends_at_the_cuts():
+    episodes = double(Sinusoids().sample(2))
+    whole = meta_gradient(small(moments=False), episodes)
+    uncut = meta_gradient(small(moments=False, truncate=4), episodes)
+    torch.testing.assert_close(uncut, whole)  # the first cut is behind the end
+    cut = small(moments=False, truncate=2)
+    first, later = meta_gradient(small(moments=False, steps=2), episodes), meta_gradient(cut, episodes)
+    # From the cut on: the same loss, started anew with the weights and the memory that were reached.
+    path, state, losses = batched.expand(cut.net, 2), {}, []
+    for step in range(4):
+        path = {name: p.detach().requires_grad_() if step == 2 else p for name, p in path.items()}
+        state = {name: value.detach() if step == 2 else value for name, value in state.items()}
+        path = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in path.items()}
+        loss = (cut.forward_adapted(path, episodes.support_x) - episodes.support_y).square().mean((1, 2)).sum()
+        grads = torch.autograd.grad(loss, list(path.values()), retain_graph=True)
+        path = cut.update(path, dict(zip(path, grads, strict=True)), 1, state)  # a step at which nothing is cut
+        losses.append((cut.forward_adapted(path, episodes.query_x) - episodes.query_y).square().mean())
+    second = torch.autograd.grad(losses[2] + losses[3], cut.step_of.weight)[0] / 4
+    torch.testing.assert_close(later, first / 2 + second)
+    assert (later - whole).norm() > 1e-3 * whole.norm()
+
+
+def test_curves_are_those_of_each_task_alone():
+    torch.manual_seed(0)
+    net, episodes = MLP(1, (4,), 1), Sinusoids().sample(3)
+    start = batched.initialise(net, 3)
+    support, query = loss_curves(partial(torch.optim.Adam, lr=0.05), net, start, episodes, 5)
+    assert support.shape == query.shape == (6, 3)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.copy_(start[name][1])
+    adam = torch.optim.Adam(net.parameters(), lr=0.05)
+    for step in range(6):
+        loss = (net(episodes.support_x[1]) - episodes.support_y[1]).square().mean()
+        torch.testing.assert_close(loss.detach(), support[step, 1])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+
+def test_curves_of_a_learned_optimiser_are_its_trajectory_and_go_beyond_its_net():
+    torch.manual_seed(0)
+    learner, episodes = LearnedOptimiser(MLP(1, (4,), 1), hidden=4).eval(), Sinusoids().sample(3)
+    query = loss_curves(learner, learner.net, batched.expand(learner.net, 3), episodes, 5)[1]
+    torch.testing.assert_close(query, (learner.trajectory(episodes, 5) - episodes.query_y).square().mean((2, 3)))
+    other = MLP(1, (7, 7), 1, "tanh")
+    assert loss_curves(learner, other, batched.initialise(other, 3), episodes, 2)[1].shape == (3, 3)
 
 
 @pytest.mark.slow
