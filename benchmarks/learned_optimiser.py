@@ -285,7 +285,7 @@ def seconds(runs: list[dict[str, Any]]) -> float:
 
 
 def main(
-    updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 600,
+    updates: Annotated[int, typer.Option(help="Meta-updates of a learned optimiser, a third for 100 steps.")] = 300,
     process_updates: Annotated[int, typer.Option(help="Updates of a neural process.")] = 1000,
     seeds: int = 3,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
@@ -303,10 +303,9 @@ def main(
             futures = [pool.submit(kept, folder, name, *job) for name, job in jobs.items()]
             return [f.result() for f in tqdm(as_completed(futures), total=len(futures), unit="run")]
 
-        half = max(1, updates // 2)
         tried = run(
             {
-                f"search {f} {lr:g} {seed}": (search, f, lr, half, seed, folder)
+                f"search {f} {lr:g} {seed}": (search, f, lr, updates, seed, folder)
                 for f in FAMILIES for lr in META_RATES for seed in SEARCH_SEEDS
             }
         )  # fmt: skip
