@@ -1,10 +1,11 @@
 """The clinic's errors of MAML at length: sinusoids, the settings of the chapter, more updates.
 
-Writes ``results/clinic.json``: what each error costs in squared error, paired over seeds and test tasks. With
-``--search`` it compares settings of two exhibits on validation tasks instead, at the length of the chapter's book
-preset; the result is the record's entry ``search``, from which the chapter takes the best. The rest stays as it is.
+Writes ``results/clinic.json``: what each error costs, paired over seeds and test tasks. The errors of MAML are measured
+on sinusoids, in squared error (``costs``); those of MAML for policies on 2-D navigation, in return (``policies``).
+``search`` compares settings of two exhibits on validation tasks, at the length of the chapter's book preset; the chapter
+takes the best. ``--only`` measures one of the three anew and leaves the rest of the record as it is.
 
-    nice python benchmarks/clinic.py [--search]
+    nice python benchmarks/clinic.py [--only policies]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import StrEnum
 from itertools import product
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from metabook import clinic, results
 from metabook.data import Sinusoids
+from metabook.rl import EnvTasks
 from metabook.storage import StorageError
 
 NAMES = ("data", "graph", "joint", "wandering", "support", "other")
@@ -31,6 +34,7 @@ VALIDATION_SEED, VALIDATION_TASKS, SEARCH_SEEDS = 2_000_000, 300, range(100, 105
 SGD_UPDATES, SGD_RATES = 100, (0.01, 0.03, 0.1, 0.3)
 REPTILE_UPDATES, REPTILE_RATES, REPTILE_STEPS = 50, (0.005, 0.01, 0.02, 0.05), (5, 8, 16)
 AFFORDABLE_STEPS = 8  # in the chapter; it takes the best rate for them
+POLICY_UPDATES, POLICY_SEEDS, TEST_GOALS = 60, 3, 100
 
 
 def entry(errors: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
@@ -86,6 +90,29 @@ def search() -> dict[str, Any]:
     return {"measured": measured, **settings, "cpu_seconds": time.process_time() - started, **found}
 
 
+def policies() -> dict[str, Any]:
+    """What the errors of MAML for policies cost in return, after 0 to 3 updates."""
+    measured, started = results.circumstances(), time.process_time()
+    test = EnvTasks("metabook/Navigation-v0", seed=1_000_000, horizon=50).sample(TEST_GOALS)
+
+    def trained(exhibit: Any, past: float) -> np.ndarray:
+        return clinic.train_on_goals(exhibit, range(POLICY_SEEDS), POLICY_UPDATES, test, past)
+
+    short, exact = (trained(clinic.policy_maml_loss, past) for past in (0.0, 1.0))
+    reused, dropped = trained(clinic.reused_trajectories, 0.0), trained(clinic.sampling_term_dropped, 0.0)
+    pairs = {"reused": (reused, short), "sampling": (dropped, exact), "sampling, low variance": (dropped, short)}
+    costs = {name: [clinic.cost(*pair) for pair in zip(*both)] for name, both in pairs.items()}
+    return {
+        "measured": measured,
+        "updates": POLICY_UPDATES,
+        "seeds": list(range(POLICY_SEEDS)),
+        "test_tasks": TEST_GOALS,
+        "cpu_seconds": time.process_time() - started,
+        "correct": [float(-each.mean()) for each in short],
+        "costs": {name: [{"mean": c.mean, "half": c.half} for c in each] for name, each in costs.items()},
+    }
+
+
 def compare(updates: int, seeds: int) -> dict[str, Any]:
     """What the record says of the errors' costs."""
     measured = results.circumstances()
@@ -108,17 +135,26 @@ def compare(updates: int, seeds: int) -> dict[str, Any]:
     }
 
 
+class Part(StrEnum):
+    costs, policies, search = "costs", "policies", "search"
+
+
 def main(
     updates: int = 2_000,
     seeds: int = 5,
-    only_search: Annotated[bool, typer.Option("--search", help="Choose settings on validation tasks.")] = False,
+    only: Annotated[Part | None, typer.Option(help="The part to measure anew. [default: costs and policies]")] = None,
 ) -> None:
-    """Train and evaluate, and write the record, or its entry on the search."""
+    """Train and evaluate, and write the record or a part of it."""
     torch.set_num_threads(1)
     record: dict[str, Any] = {}
     with suppress(StorageError):
         record = results.read("clinic")
-    record |= {"search": search()} if only_search else compare(updates, seeds)
+    if only in (None, Part.costs):
+        record |= compare(updates, seeds)
+    if only in (None, Part.policies):
+        record |= {"policies": policies()}
+    if only is Part.search:
+        record |= {"search": search()}
     results.write("clinic", record)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from metabook.episodes import Episodes
 
-__all__ = ["COLOURS", "STYLE", "Rendered", "bars", "curves", "episode", "images", "show", "table"]
+__all__ = ["COLOURS", "STYLE", "Rendered", "bars", "curves", "episode", "images", "play", "show", "table"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#9a3df5", "#ca749f")
 """The colour cycle: at least 3:1 against white and against #121212, and told apart without full colour vision."""
@@ -125,15 +125,93 @@ def show(fig: Figure, alt: str, caption: str | None = None) -> Rendered:
     """
     if not alt or not alt.strip():
         raise ValueError("alt must say in words what the figure shows: a reader may not see it")
+    return _figure(_inline(_svg(fig), alt.strip()), alt.strip(), caption)
+
+
+WALK = "walk"
+"""What the ``gid`` of a line begins with along which :func:`play` lets a dot walk."""
+
+
+def play(fig: Figure, alt: str, caption: str | None = None, seconds: float = 8.0) -> Rendered:
+    """Like :func:`show`, with a dot that walks along each line whose ``gid`` begins with :data:`WALK`, again and again.
+
+    The dots go from point to point of the data in equal times and rest at the end; all walk at once. The reader can
+    stop them, and where the system asks for reduced motion they stand at the end from the start. It is all SVG and CSS:
+    the page runs no script.
+
+    Parameters
+    ----------
+    fig : Figure
+        At least one such line, wholly inside of its axes.
+    alt, caption : str
+        As for :func:`show`.
+    seconds : float
+        Of a round.
+
+    Returns
+    -------
+    Rendered
+
+    Raises
+    ------
+    ValueError
+        If ``alt`` is empty, or there is no such line.
+    """
+    if not alt or not alt.strip():
+        raise ValueError("alt must say in words what the figure shows: a reader may not see it")
+    walks = [line for axes in fig.axes for line in axes.lines if str(line.get_gid() or "").startswith(WALK)]
+    if not walks:
+        raise ValueError(f"no line has a gid that begins with {WALK!r}")
+    for line in walks:
+        line.get_path().should_simplify = False  # every point of the data counts: it is a moment
+    source = _svg(fig)
+    drawing, style, prefix = _moving(source, alt.strip(), seconds)
+    box = f'<input type="checkbox" id="{prefix}-stop"/> stop the dots'
+    stop = f'<label style="display:block;font-size:small">{box}</label>'
+    # The box stands before the drawing, so that a style can say what it does to it.
+    return _figure(f"<style>{style}</style>{stop}{drawing}", alt.strip(), caption)
+
+
+def _moving(source: str, alt: str, seconds: float) -> tuple[str, str, str]:
+    """The drawing with its dots, the style that moves them, and the prefix of the names in both."""
+    root, prefix = ET.fromstring(source), f"m{hashlib.sha256((source + alt).encode()).hexdigest()[:10]}"
+    name = f"{prefix}-dot"
+    rules = [
+        f".{name}{{animation-duration:{seconds:g}s;animation-iteration-count:infinite;"
+        "animation-timing-function:linear}",
+        f"figure:has(#{prefix}-stop:checked) .{name}{{animation-play-state:paused}}",
+        f"@media (prefers-reduced-motion:reduce){{.{name}{{animation:none}}}}",
+    ]
+    for number, group in enumerate(each for each in root.iter(f"{_SVG}g") if (each.get("id") or "").startswith(WALK)):
+        path = next(each for each in group.iter(f"{_SVG}path") if "d" in each.attrib)
+        places = [[float(x) for x in pair] for pair in re.findall(r"[ML] (\S+) (\S+)", path.get("d", ""))]
+        stops = [
+            f"{90 * i / max(len(places) - 1, 1):.3g}%{',100%' if i == len(places) - 1 else ''}"
+            f"{{transform:translate({x:.1f}px,{y:.1f}px)}}"
+            for i, (x, y) in enumerate(places)
+        ]
+        rules.append(f"@keyframes {prefix}-{number}{{{''.join(stops)}}}")
+        colour = _declarations(path).get("stroke", "black")
+        look = f"fill: {colour}; animation-name: {prefix}-{number}"
+        end = f"translate({places[-1][0]:.1f} {places[-1][1]:.1f})"
+        ET.SubElement(group, f"{_SVG}circle", {"r": "3.5", "class": name, "transform": end, "style": look})
+    return _inline(ET.tostring(root, encoding="unicode"), alt), "".join(rules), prefix
+
+
+def _svg(fig: Figure) -> str:
+    """The figure as matplotlib writes it; closes the figure."""
     for axes in fig.axes:
         if axes.images:
             axes.grid(False)  # lines across a picture are not part of it
     buffer = io.StringIO()
     fig.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(fig)
-    drawing = _inline(buffer.getvalue(), alt.strip())
+    return buffer.getvalue()
+
+
+def _figure(inside: str, alt: str, caption: str | None) -> Rendered:
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return Rendered(f'<figure class="metabook-figure" style="margin:1em 0">{drawing}{below}</figure>', alt.strip())
+    return Rendered(f'<figure class="metabook-figure" style="margin:1em 0">{inside}{below}</figure>', alt)
 
 
 def _inline(source: str, alt: str) -> str:

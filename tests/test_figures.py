@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
@@ -260,3 +261,48 @@ def test_a_table_escapes_its_cells_and_has_a_plain_form():
     assert repr(shown).splitlines() == ["learner  a < b", "x  1", "y & z  2"]
     with pytest.raises(ValueError, match="a row has 1 cells, but the head has 2"):
         figures.table(["a", "b"], [["x"]])
+
+
+# --- Dots that walk ------------------------------------------------------------------------------------------------
+
+
+def walks() -> plt.Figure:
+    fig, axes = plt.subplots()
+    axes.plot([0, 1, 2, 3], [0, 1, 2, 3], gid=f"{figures.WALK}-a")  # a straight line keeps its points in between
+    axes.plot([0, 3], [3, 0], gid=f"{figures.WALK}-b", color=figures.COLOURS[1])
+    axes.plot([0, 3], [1, 1])
+    return fig
+
+
+def test_a_dot_walks_along_each_line_that_is_to_have_one_and_rests_at_its_end() -> None:
+    shown = figures.play(walks(), alt="Two walks", caption="below", seconds=5)
+    dots = [element for element in svg(shown).iter() if element.tag.endswith("circle")]
+    style = next(element for element in ET.fromstring(shown.html).iter() if element.tag == "style").text or ""
+    rules = re.findall(r"@keyframes (\S+?)\{((?:[^{}]*\{[^{}]*\})*)\}", style)
+    assert len(dots) == len(rules) == 2
+    places = [re.findall(r"translate\((\S+?)px,(\S+?)px\)", rule) for _, rule in rules]
+    assert [len(each) for each in places] == [4, 2]
+    np.testing.assert_allclose(np.diff(np.array(places[0], float), axis=0).std(0), 0, atol=0.1)
+    for dot, (name, _), each in zip(dots, rules, places):
+        assert dot.get("transform") == f"translate({' '.join(each[-1])})"
+        assert f"animation-name: {name}" in dot.get("style", "")
+    assert figures.COLOURS[1] in dots[1].get("style", "")
+    assert "animation-duration:5s" in style
+
+
+def test_walking_dots_can_be_stopped_and_respect_the_wish_for_less_motion() -> None:
+    shown = figures.play(walks(), alt="Two walks").html
+    (stop,) = re.findall(r'<input type="checkbox" id="(\S+)"/>', shown)
+    assert f"figure:has(#{stop}:checked)" in shown
+    assert "@media (prefers-reduced-motion:reduce)" in shown
+    assert "<script" not in shown
+    other = figures.play(walks(), alt="Two other walks").html
+    assert stop not in other  # several can stand on a page
+    assert figures.play(walks(), alt="Two walks").html == shown
+
+
+def test_dots_without_a_line_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no line has a gid"):
+        figures.play(line_plot(), alt="Two lines")
+    with pytest.raises(ValueError, match="alt must say"):
+        figures.play(walks(), alt=" ")

@@ -47,6 +47,12 @@ class MAMLRL(GradientLearner):
     normalise : bool
         Scale the advantages of each task to mean zero and variance one, and take the mean over the steps instead of the
         sum, as is usual; the step size then does not depend on the size of the rewards or the horizon.
+    past : float
+        How much earlier actions count in the sampling term: 1 for the unbiased estimate, less for one of less variance;
+        see :func:`surrogate`.
+    later_lr : float, optional
+        Step size of every update after the first (the paper halves alpha there, outside training); by default
+        ``inner_lr``.
     """
 
     net: CategoricalPolicy
@@ -61,10 +67,13 @@ class MAMLRL(GradientLearner):
         first_order: bool = False,
         sampling_term: bool = True,
         normalise: bool = True,
+        past: float = 1.0,
+        later_lr: float | None = None,
     ) -> None:
         super().__init__(net, inner_lr, steps)
         self.trajectories, self.discount = trajectories, discount
         self.first_order, self.sampling_term, self.normalise = first_order, sampling_term, normalise
+        self.past, self.later_lr = past, later_lr
 
     def collect(self, params: Parameters, tasks: Tasks, stream: int = 0) -> Trajectories:
         """Trajectories of every task's own policy in that task."""
@@ -80,14 +89,14 @@ class MAMLRL(GradientLearner):
         """Yield the tasks' parameters after 0, 1, ..., ``steps`` updates, each on new trajectories."""
 
         def losses(params: Parameters, step: int) -> Tensor:
-            return self._loss(params, self.collect(params, episodes, stream=step))
+            return self.losses(params, self.collect(params, episodes, stream=step))
 
         yield from self.descend(batched.expand(self.net, len(episodes)), losses, steps, second_order)
 
     def loss(self, episodes: Tasks) -> Tensor:  # type: ignore[override]
         """Minus the objective of the updated policies, on trajectories of their own: its gradient is what counts."""
         params = self.adapt(episodes, second_order=not self.first_order)  # type: ignore[arg-type]
-        return self._loss(params, self.collect(params, episodes, stream=self.steps)).mean()
+        return self.losses(params, self.collect(params, episodes, stream=self.steps)).mean()
 
     def predict(self, episodes: Tasks) -> Tensor:  # type: ignore[override]
         """Returns before and after each of ``steps`` updates, ``[tasks, steps + 1]``: an agent answers by acting."""
@@ -100,10 +109,19 @@ class MAMLRL(GradientLearner):
             # Streams of their own: a policy is not judged by the trajectories that it is updated with.
             return torch.stack([self.collect(params, tasks, stream=1000 + k).returns for k, params in loop], 1)
 
-    def _loss(self, params: Parameters, seen: Trajectories) -> Tensor:
+    def update(self, params: Parameters, grads: Parameters, step: int, state: Parameters) -> Parameters:
+        rate = self.inner_lr if step == 0 or self.later_lr is None else self.later_lr
+        return {name: p - rate * grads[name] for name, p in params.items()}
+
+    def log_probs(self, params: Parameters, seen: Trajectories) -> Tensor:
+        """Log-probabilities of the actions that were taken, ``[tasks, copies, steps]``."""
         x, actions = seen.observations.flatten(1, 2), seen.actions.flatten(1, 2)
-        log_probs = self.net.distribution(params, x).log_prob(actions).view_as(seen.rewards)
-        return -surrogate(log_probs, self.advantages(seen), seen.alive, self.sampling_term)
+        return self.net.distribution(params, x).log_prob(actions).view_as(seen.rewards)
+
+    def losses(self, params: Parameters, seen: Trajectories) -> Tensor:
+        """Minus the :func:`surrogate` of each task, ``[tasks]``: its value says nothing, its derivatives do."""
+        log_probs = self.log_probs(params, seen)
+        return -surrogate(log_probs, self.advantages(seen), seen.alive, self.sampling_term, self.past)
 
     def advantages(self, seen: Trajectories) -> Tensor:
         """Discounted returns to go minus the baseline, ``[tasks, copies, steps]``."""
@@ -127,10 +145,12 @@ class PretrainedPolicy(MAMLRL):
 
     def loss(self, episodes: Tasks) -> Tensor:  # type: ignore[override]
         params = self.adapt(episodes, 0)  # type: ignore[arg-type]
-        return self._loss(params, self.collect(params, episodes)).mean()
+        return self.losses(params, self.collect(params, episodes)).mean()
 
 
-def surrogate(log_probs: Tensor, advantages: Tensor, alive: Tensor, sampling_term: bool = True) -> Tensor:
+def surrogate(
+    log_probs: Tensor, advantages: Tensor, alive: Tensor, sampling_term: bool = True, past: float = 1.0
+) -> Tensor:
     r"""An expression whose derivatives are estimates of the derivatives of each task's expected return.
 
     With the *magic box* :math:`b_t = \exp\bigl(\sum_{s \le t} \log\pi_s - \bot(\log\pi_s)\bigr)`, where
@@ -144,14 +164,20 @@ def surrogate(log_probs: Tensor, advantages: Tensor, alive: Tensor, sampling_ter
     it is :math:`\sum_t \log\pi_t\, \hat A_t`, which much published code uses: the same first derivative, a biased
     second.
 
+    The products with earlier actions are what makes the second derivative noisy: there are as many as pairs of steps.
+    ``past`` multiplies each by ``past ** (t - s)``. At 0 the product with the action itself is left, the *low variance
+    curvature* of J. Rothfuss et al., ProMP: Proximal Meta-Policy Search, ICLR 2019, https://arxiv.org/abs/1810.06784.
+
     J. Foerster et al., DiCE: The Infinitely Differentiable Monte Carlo Estimator, ICML 2018,
-    https://arxiv.org/abs/1802.05098, in the form with advantages of G. Farquhar, S. Whiteson and J. Foerster, Loaded
-    DiCE, NeurIPS 2019, https://arxiv.org/abs/1909.10549.
+    https://arxiv.org/abs/1802.05098, in the form with advantages, and with the discount of the past, of G. Farquhar,
+    S. Whiteson and J. Foerster, Loaded DiCE, NeurIPS 2019, https://arxiv.org/abs/1909.10549.
 
     Parameters
     ----------
     log_probs, advantages, alive : Tensor [tasks, copies, steps]
     sampling_term : bool
+    past : float
+        Between 0 and 1. Unbiased at 1.
 
     Returns
     -------
@@ -161,9 +187,9 @@ def surrogate(log_probs: Tensor, advantages: Tensor, alive: Tensor, sampling_ter
     log_probs = log_probs * alive
     if not sampling_term:
         return (log_probs * advantages).sum(2).mean(1)
-    until = (log_probs - log_probs.detach()).cumsum(2)
-    before = until - (log_probs - log_probs.detach())
-    return ((until.exp() - before.exp()) * advantages).sum(2).mean(1)
+    own = log_probs - log_probs.detach()
+    until = own.cumsum(2) if past == 1 else returns_to_go(own.flip(2), past).flip(2)
+    return ((until.exp() - (until - own).exp()) * advantages).sum(2).mean(1)
 
 
 def returns_to_go(rewards: Tensor, discount: float) -> Tensor:
@@ -195,5 +221,8 @@ def linear_baseline(seen: Trajectories, to_go: Tensor, ridge: float = 1e-3) -> T
     t = (torch.arange(x.shape[2], device=x.device) / 100).view(1, 1, -1, 1).expand(*x.shape[:3], 1)
     features = torch.cat([x, x**2, t, t**2, t**3, torch.ones_like(t)], 3) * seen.alive.unsqueeze(3)
     f, y = features.flatten(1, 2), (to_go * seen.alive).flatten(1, 2).unsqueeze(2)
-    gram = f.mT @ f + ridge * torch.eye(f.shape[2], device=f.device)
-    return (f @ torch.linalg.solve(gram, f.mT @ y)).view_as(to_go)
+    # In double precision (which MPS lacks: on the CPU): where a policy has run away, squares of what it sees are large.
+    wide = f.cpu().double()
+    gram = wide.mT @ wide + ridge * torch.eye(f.shape[2], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, wide.mT @ y.cpu().double())
+    return (f @ weights.to(f)).view_as(to_go)

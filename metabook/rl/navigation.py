@@ -7,11 +7,13 @@ https://arxiv.org/abs/1703.03400, section 5.3.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from metabook.rl.base import TaskEnv, register
 
-__all__ = ["Navigation"]
+__all__ = ["Navigation", "oracle"]
 
 
 class Navigation(TaskEnv):
@@ -53,6 +55,22 @@ class Navigation(TaskEnv):
 
     def _terminal(self) -> np.ndarray:
         return (np.abs(self.position - self.tasks) < self.NEAR).all(1)
+
+
+def oracle(goals: np.ndarray, x: Tensor) -> Tensor:
+    """What a policy does that knows the goal: the largest move towards it along each axis.
+
+    Parameters
+    ----------
+    goals : ndarray [tasks, 2]
+    x : Tensor [tasks, copies, 2]
+
+    Returns
+    -------
+    Tensor [tasks, copies, 2]
+    """
+    to_go = torch.as_tensor(goals, dtype=x.dtype, device=x.device).unsqueeze(1) - x
+    return to_go.clamp(-Navigation.LARGEST, Navigation.LARGEST)
 
 
 register("metabook/Navigation-v0", Navigation)

@@ -20,10 +20,11 @@ class CategoricalPolicy(nn.Module):
 
     Parameters
     ----------
-    net : MLP
+    net : Module
+        From what is seen, as a vector, to the logits: say an ``MLP``, or for a table a ``Linear`` without bias.
     """
 
-    def __init__(self, net: MLP) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from metabook.clinic import EXHIBITS, Cost, Exhibit, TrainedBy, cost
 from metabook.data import Sinusoids
 from metabook.learners import MAML, ProtoNet, Reptile
 from metabook.nets import MLP
+from metabook.rl import MAMLRL, EnvTasks, GaussianPolicy
 from metabook.training import ci95
 
 CHAPTER = Path(__file__).resolve().parents[2] / "book" / "40-code" / "clinic.md"
@@ -153,6 +155,27 @@ def test_the_packages_reptile_is_the_clinics():
     Reptile(twin, 0.05, 4, batch=None).accumulate_gradients(whole)
     for p, q in zip(net.parameters(), twin.parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-10)
+
+
+def test_the_policy_exhibit_has_the_gradient_of_the_package():
+    policy = GaussianPolicy(MLP(2, (8,), 2, "tanh"), 0.3)
+    tasks = EnvTasks("metabook/Navigation-v0", horizon=6).sample(2)
+    gradients = []
+    for loss in (
+        partial(clinic.policy_maml_loss, policy, trajectories=4, past=0.5),
+        MAMLRL(policy, 0.1, trajectories=4, past=0.5).loss,
+    ):
+        torch.manual_seed(0)
+        gradients.append(torch.autograd.grad(loss(tasks), list(policy.parameters())))
+    for ours, theirs in zip(*gradients):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_policies_are_judged_by_minus_their_returns_after_each_update():
+    test = EnvTasks("metabook/Navigation-v0", seed=1, horizon=5).sample(3)
+    scores = clinic.train_on_goals(clinic.policy_maml_loss, [0, 1], 1, test, tasks=2)
+    assert scores.shape == (4, 2, 3)
+    assert (scores > 0).all()
 
 
 def test_the_packages_rotations_sampler_and_split_pass(make_pool):
