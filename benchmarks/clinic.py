@@ -2,8 +2,8 @@
 
 Writes ``results/clinic.json``: what each error costs, paired over seeds and test tasks. The errors of MAML are measured
 on sinusoids, in squared error (``costs``); those of MAML for policies on 2-D navigation, in return (``policies``).
-``search`` compares settings of two exhibits on validation tasks, at the length of the chapter's book preset; the chapter
-takes the best. ``--only`` measures one of the three anew and leaves the rest of the record as it is.
+``search`` compares settings of two exhibits on validation tasks, at the length of the chapter's book preset, and the
+chapter takes the best. ``--only`` measures one of the three anew and leaves the rest of the record as it is.
 
     nice python benchmarks/clinic.py [--only policies]
 """
