@@ -39,7 +39,11 @@ LEARNERS = {
     "NearestNeighbour": "Nearest neighbour on pixels",
     "FineTune": "Fine-tuning from scratch",
     "PretrainedNearestMean": "Pre-trained, nearest mean",
+    "SimpleShot": "Pre-trained, centred nearest mean",
+    "PretrainedLinearProbe": "Pre-trained, linear probe",
+    "MatchingNet": "Matching Network",
     "ProtoNet": "Prototypical Network",
+    "RelationNet": "Relation Network",
     "MAML": "MAML",
     "FOMAML": "First-order MAML",
     "MAML++": "MAML++ (learned rates, multi-step loss)",
@@ -47,7 +51,7 @@ LEARNERS = {
     "ANIL": "ANIL",
     "Reptile": "Reptile",
 }
-BASELINES = ("NearestNeighbour", "FineTune", "PretrainedNearestMean")
+BASELINES = ("NearestNeighbour", "FineTune", "PretrainedNearestMean", "SimpleShot", "PretrainedLinearProbe")
 TEST_TASKS = 600
 SCRATCH_TASKS = 200  # of each seed: fine-tuning from scratch trains a network a task
 

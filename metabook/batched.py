@@ -10,6 +10,7 @@ type that is not known here goes through ``vmap``.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.func import functional_call, vmap
 
 from metabook.nets import BatchNorm, Conv4
 
-__all__ = ["Parameters", "embed", "expand", "forward", "head", "head_names"]
+__all__ = ["Parameters", "embed", "expand", "forward", "head", "head_names", "initialise"]
 
 MANY = 32
 """From so many images a task on, one task is work enough for a kernel of torch: the tasks run one after the other."""
@@ -37,6 +38,27 @@ Parameters = dict[str, Tensor]
 def expand(net: nn.Module, tasks: int) -> Parameters:
     """The net's parameters, once for each task: views ``[tasks, ...]`` of the shared ones, or of one copy."""
     return {name: _expand(p, tasks) for name, p in net.named_parameters()}
+
+
+def initialise(net: nn.Module, tasks: int) -> Parameters:
+    """New random weights for each task, ``[tasks, ...]``, as the layers of ``net`` draw theirs.
+
+    Raises
+    ------
+    ValueError
+        If a layer with parameters cannot draw them anew.
+    """
+    copy = deepcopy(net)
+    drawn = []
+    for _ in range(tasks):
+        for layer in copy.modules():
+            if next(layer.parameters(recurse=False), None) is not None:
+                reset = getattr(layer, "reset_parameters", None)
+                if reset is None:
+                    raise ValueError(f"a {type(layer).__name__} has no reset_parameters to draw its weights anew")
+                reset()
+        drawn.append({name: p.detach().clone() for name, p in copy.named_parameters()})
+    return {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
 
 
 def _expand(p: Tensor, tasks: int) -> Tensor:

@@ -21,7 +21,7 @@ from metabook import results
 from metabook.episodes import EpisodeSampler, TaskSource
 from metabook.files import UserError
 from metabook.learners import MAML, Learner, NearestNeighbour
-from metabook.recipes import Recipe, recipe, task_source
+from metabook.recipes import NAMED, RECIPES, Recipe, recipe, task_source
 from metabook.storage import describe, load, read_tensors, save
 from metabook.training import choose_device, evaluate, fit, seed_everything
 
@@ -36,6 +36,7 @@ data_app = typer.Typer(help="The data sets: what there is, and fetching it ahead
 app.add_typer(data_app, name="data")
 
 PILOT_STEPS = 10
+LEARNERS = tuple(dict.fromkeys(name for known in RECIPES.values() for name in known))
 DataName = Annotated[str, typer.Option(help="Data set: see `metabook data list`.")]
 Ways = Annotated[int | None, typer.Option(help="Classes a task. [default: the learner's recipe]")]
 Shots = Annotated[int | None, typer.Option(help="Support examples a class. [default: the learner's recipe]")]
@@ -58,17 +59,23 @@ def one_line_errors() -> Iterator[None]:
 @app.command()
 def train(
     learner: Annotated[
-        str, typer.Argument(help="ProtoNet, MAML, MAML++, MetaSGD, ANIL, Reptile, PretrainedNearestMean or FineTune.")
+        str,
+        typer.Argument(help=f"One of {', '.join(LEARNERS)}."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint, the trained learner and the record.")],
     data: DataName = "glyphs",
+    named: Annotated[
+        str | None, typer.Option("--recipe", help=f"Instead of the usual settings: {', '.join(NAMED)}.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Classes to train on; parts are joined by +.")] = "train+validation",
     background: Background = None,
     ways: Ways = None,
     shots: Shots = None,
     queries: Annotated[int | None, typer.Option(help="Query examples a class. [default: the learner's recipe]")] = None,
     tasks: Annotated[int | None, typer.Option(help="Tasks a step. [default: the learner's recipe]")] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Meta-training steps. [default: 1000]")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Meta-training steps. [default: the learner's recipe]")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Instead: about so many minutes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Outer learning rate. [default: the learner's recipe]")] = None,
     first_order: Annotated[
@@ -87,13 +94,14 @@ def train(
       metabook train MAML --data sinusoids --iterations 5000 --out runs/sinusoids
       metabook train MAML --data glyphs --ways 5 --shots 1 --first-order --minutes 5 --out runs/fomaml
       METABOOK_DATA=~/data metabook train ProtoNet --data omniglot --background small1+small2 --minutes 4 --out runs/o
+      metabook train ProtoNet --recipe few-alphabets --data omniglot --background small1 --out runs/small1
 
     --minutes is turned into a number of steps by timing the first ones, so that the run can be resumed exactly.
     """  # noqa: D301 (click keeps the lines after a backspace)
     with one_line_errors():
         if iterations is not None and minutes is not None:
             raise ValueError("give --iterations or --minutes, not both")
-        place, chosen = choose_device(device), recipe(learner, data)
+        place, chosen = choose_device(device), recipe(learner, data, named)
         if plain:
             chosen = replace(chosen, within_group=0.0, distort=False, rotate=False)
         given: dict[str, Any] = dict(ways=ways, shots=shots, queries=queries, tasks=tasks)
@@ -104,7 +112,7 @@ def train(
         seed_everything(seed)
         built = _build(chosen, source, first_order).to(place)
         checkpoint = out / "checkpoint.safetensors"
-        steps = _steps(minutes, iterations, checkpoint, built, source, arguments)
+        steps = _steps(minutes, iterations or chosen.steps, checkpoint, built, source, arguments)
         origin["minutes"] = minutes
         history = fit(
             built,
@@ -140,7 +148,7 @@ def _build(chosen: Recipe, source: TaskSource, first_order: bool) -> Learner:
 
 def _steps(
     minutes: float | None,
-    iterations: int | None,
+    iterations: int,
     checkpoint: Path,
     built: Learner,
     source: TaskSource,
@@ -148,7 +156,7 @@ def _steps(
 ) -> int:
     """The number of steps; with ``minutes``, what an earlier start of this run decided, or a pilot run tells."""
     if minutes is None:
-        return iterations or 1000
+        return iterations
     if checkpoint.exists():
         run = read_tensors(checkpoint)[1].get("run", {})
         if run.get("origin", {}).get("minutes") == minutes:

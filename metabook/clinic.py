@@ -27,7 +27,7 @@ from torch.func import functional_call
 from metabook.batched import expand, forward
 from metabook.data import Sinusoids
 from metabook.episodes import Episodes, LabelledData, generator_for
-from metabook.learners import MAML, Learner, ProtoNet, task_losses
+from metabook.learners import MAML, Learner, ProtoNet, Reptile, task_losses
 from metabook.learners.prototypes import class_means, squared_distances
 from metabook.nets import MLP
 from metabook.rl import MAMLRL, CategoricalPolicy, EnvTasks, GaussianPolicy, Tasks
@@ -1068,6 +1068,52 @@ def reptile(
     for name, p in net.named_parameters():
         p.grad = step(p.detach(), phi[name])
     return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).square().mean().sqrt()
+
+
+def train_reptile(
+    seeds: Sequence[int],
+    steps: int,
+    test: Episodes,
+    inner_lr: float,
+    inner_steps: int,
+    training: type[TaskTraining] = TaskTraining,
+    step: Callable[[Tensor, Tensor], Tensor] = reptile_step,
+    **settings: Any,
+) -> np.ndarray:
+    """Train nets by Reptile on sinusoids with ten support points.
+
+    Parameters
+    ----------
+    seeds : sequence of int
+    steps : int
+        Updates.
+    test : Episodes
+        The tasks on which the nets are judged, and whose device they are trained on.
+    inner_lr, inner_steps : float, int
+        The inner loop, in training and on the test tasks.
+    training, step
+        Exhibits, or their repairs: how a task is trained on, and what the outer loop subtracts.
+    **settings
+        Of :func:`metabook.fit`, where they differ from those below.
+
+    Returns
+    -------
+    ndarray [seeds, tasks]
+        Squared errors after the inner steps.
+    """
+    settings = {"tasks": 5, "lr": 1.0, "optimiser": "sgd", "anneal": "linear", "progress": False, **settings}
+    errors = []
+    for seed in seeds:
+        seed_everything(seed)
+        learner = Reptile(MLP(), inner_lr, inner_steps).to(test.device)
+        exhibit = partial(reptile, train=training(inner_lr, inner_steps), step=step)
+        with suppress(FloatingPointError):
+            source = Sinusoids(10, 1, seed=seed, device=test.device)
+            fit(TrainedBy(learner, exhibit), source, steps=steps, seed=seed, **settings)
+        with torch.no_grad():
+            wrong = learner.predict(test) - test.query_y
+        errors.append(wrong.square().mean((1, 2)).double().cpu().numpy())
+    return np.stack(errors)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Episodes:
     classes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        tasks = {len(part) for part in self._parts().values()}
+        tasks = {len(part) for part in vars(self).values() if part is not None}
         if len(tasks) != 1:
             raise ValueError(f"the parts of an episode disagree in the number of tasks: {sorted(tasks)}")
         for name, x, y in (("support", self.support_x, self.support_y), ("query", self.query_x, self.query_y)):
@@ -255,16 +255,18 @@ class EpisodeSampler:
         keys = torch.rand(tasks, self.ways, self._most, generator=generator)
         if not self._even:
             keys[torch.arange(self._most) >= self._counts[classes].unsqueeze(-1)] = -1.0
-        rows = keys.topk(drawn).indices + self._starts[classes].unsqueeze(-1)
-        # One gather for the whole meta-batch, in the order task, example, class.
-        flat = rows.transpose(1, 2).reshape(-1)
+        rows = keys.topk(drawn).indices + self._starts.take(classes).unsqueeze(-1)
+        # One gather for the whole meta-batch, in the order task, example, class. The pool stays in bytes: a copy
+        # in floats takes four times the memory, and gathering from it takes as long as converting what was drawn.
+        flat = rows.transpose(1, 2).flatten()
         x = self._x.index_select(0, flat.to(self.device))
         x = x.float().div_(255) if x.dtype == torch.uint8 else x
         x = self.transform(x, generator) if self.transform else x
         x = x.view(tasks, drawn * self.ways, *x.shape[1:])
-        y = self._labels.repeat(tasks, 1)
-        cut = self.shots * self.ways
-        return Episodes(x[:, :cut], y[:, :cut], x[:, cut:], y[:, cut:], classes.to(self.device))
+        y = self._labels.expand(tasks, -1).clone()  # the episodes own their labels: writing to them is safe
+        support_x, query_x = x.tensor_split([self.shots * self.ways], 1)
+        support_y, query_y = y.tensor_split([self.shots * self.ways], 1)
+        return Episodes(support_x, support_y, query_x, query_y, classes.to(self.device))
 
     def _draw_classes(self, tasks: int, generator: torch.Generator) -> Tensor:
         keys = torch.rand(tasks, len(self.data), generator=generator)

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "BatchNorm", "Conv4"]
+__all__ = ["MLP", "BatchNorm", "Conv4", "ConvMaps", "RelationHead"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -148,3 +148,56 @@ class Conv4(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = self.blocks(x)
         return self.head(maps.flatten(1) if self.downsample == "pool" else maps.mean((2, 3)))
+
+
+class ConvMaps(nn.Sequential):
+    """The embedding of Relation Networks: four blocks, of which the first two halve the picture.
+
+    ``[examples, in_channels, size, size] -> [examples, channels, size // 4, size // 4]``: the maps keep what is where.
+    (With ``padding=0``, 28 pixels become 5.)
+
+    Parameters
+    ----------
+    channels : int
+        Filters of each block.
+    norm, in_channels
+        See :class:`Conv4`.
+    padding : {1, 0}
+        Of the first two convolutions; 0 in the authors' published code.
+    """
+
+    def __init__(self, channels: int = 64, norm: str = "running", in_channels: int = 1, padding: int = 1) -> None:
+        layers: list[nn.Module] = []
+        for block in range(4):
+            fan_in = channels if block else in_channels
+            around = padding if block < 2 else 1
+            layers += [nn.Conv2d(fan_in, channels, 3, padding=around), _norm(norm, channels), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if block < 2 else []
+        super().__init__(*layers)
+        self.channels, self.norm, self.in_channels, self.padding = channels, norm, in_channels, padding
+
+
+class RelationHead(nn.Sequential):
+    """The relation module: two convolutional blocks and two linear layers.
+
+    ``[pairs, 2 * channels, side, side] -> [pairs, 1]``.
+
+    Parameters
+    ----------
+    channels : int
+        Of the feature maps of one side of a pair.
+    side : int
+        Of these maps.
+    norm
+        See :class:`Conv4`.
+    hidden : int
+        Units before the score.
+    """
+
+    def __init__(self, channels: int = 64, side: int = 7, norm: str = "running", hidden: int = 8) -> None:
+        layers: list[nn.Module] = []
+        for fan_in in (2 * channels, channels):
+            layers += [nn.Conv2d(fan_in, channels, 3, padding=1), _norm(norm, channels), nn.ReLU(), nn.MaxPool2d(2)]
+        flat = channels * (side // 4) ** 2
+        super().__init__(*layers, nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.channels, self.side, self.norm, self.hidden = channels, side, norm, hidden

@@ -122,11 +122,19 @@ def save(learner: learners.Learner, path: Path | str) -> None:
 def load(path: Path | str, device: str = "cpu") -> learners.Learner:
     """Load a learner that :func:`save` wrote, in evaluation mode.
 
+    Parameters
+    ----------
+    path : path
+        The file, or the folder of a run (``metabook train --out``), in which it is ``learner.safetensors``.
+    device : str
+
     Raises
     ------
     StorageError
         If the file is missing, damaged, or does not hold a learner.
     """
+    path = Path(path)
+    path = path / "learner.safetensors" if path.is_dir() else path
     tensors, header = read_tensors(path)
     if "learner" not in header:
         raise StorageError(f"{path} does not hold a learner")

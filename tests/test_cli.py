@@ -104,6 +104,8 @@ def _steps_done(checkpoint: Path) -> int:
         (["train", "Protonet"], ["no learner called 'Protonet'", "ProtoNet"]),
         (["train", "ProtoNet", "--data", "imagenet"], ["imagenet", "glyphs"]),
         (["train", "ProtoNet", "--data", "sinusoids"], ["cannot be trained on sinusoids"]),
+        (["train", "ProtoNet", "--recipe", "few-alphabets"], ["not for ProtoNet on glyphs", "ProtoNet on omniglot"]),
+        (["train", "MAML", "--recipe", "fast"], ["no recipe 'fast'", "few-alphabets"]),
         (["train", "ProtoNet", "--ways", "40", "--plain"], ["40-way tasks need 40 classes, but the data has 35"]),
         (["train", "ProtoNet", "--shots", "9", "--queries", "12"], ["need 21 examples a class", "has 20"]),
         (["train", "ProtoNet", "--device", "tpu"], ["device must be auto"]),
@@ -161,3 +163,8 @@ def test_data_are_listed_with_their_licence():
     listed = run("data", "list").stdout
     assert all(name in listed for name in ("sinusoids", "glyphs", "omniglot", "MIT"))
     refused(run("data", "fetch", "imagenet"), "imagenet", "omniglot")
+
+
+def test_texts_are_listed_but_no_learner_of_the_command_line_reads_them():
+    assert "intents" in run("data", "list").stdout
+    refused(run("evaluate", "NearestNeighbour", "--data", "intents"), "intents holds texts", "Python")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,14 +48,56 @@ def test_sampling_is_a_pure_function_of_seed_and_step():
     assert not torch.equal(first.sample(5, 3).support_x, EpisodeSampler(data, 3, 1, 2, seed=5).sample(5, 3).support_x)
 
 
+def test_the_stream_is_that_of_the_largest_of_uniform_keys():
+    """Recorded results are of the tasks of this stream, so a faster sampler has to draw the same ones."""
+    counts = [5, 9, 7, 8]
+    data, seen = numbered(counts), []
+
+    def keep(x, generator):
+        seen.append(x.flatten())
+        return x
+
+    EpisodeSampler(data, 3, 2, 3, seed=8, transform=keep).sample(6, step=2)
+    generator = generator_for("episodes", 8, 2)
+    classes = torch.rand(6, 4, generator=generator).argsort(descending=True)[:, :3]
+    keys, expected = torch.rand(6, 3, 9, generator=generator), []
+    for task in range(6):
+        orders = [keys[task, w, : counts[c]].argsort(descending=True) for w, c in enumerate(classes[task].tolist())]
+        for place in range(5):
+            expected += [sum(counts[:c]) + int(order[place]) for c, order in zip(classes[task].tolist(), orders)]
+    assert seen[0].tolist() == expected
+
+
 def test_every_class_and_example_is_drawn_equally_often():
     data = numbered([4, 6, 8, 10])
-    episodes = EpisodeSampler(data, 2, 1, 1).sample(20_000)
-    by_class = torch.bincount(episodes.classes.flatten(), minlength=4) / episodes.classes.numel()
-    assert torch.allclose(by_class, torch.full((4,), 0.25), atol=0.01)  # about 4 standard errors
-    rows = torch.cat([episodes.support_x, episodes.query_x], 1).long().flatten()
-    last = torch.bincount(rows, minlength=28)[18:] / (rows >= 18).sum()
-    assert torch.allclose(last, torch.full((10,), 0.1), atol=0.01)
+    episodes = EpisodeSampler(data, 2, 1, 1).sample(100_000)
+    for label in (0, 1):
+        by_class = torch.bincount(episodes.classes[:, label], minlength=4) / 100_000
+        assert torch.allclose(by_class, torch.full((4,), 0.25), atol=0.006)  # about 4 standard errors
+    for x in (episodes.support_x, episodes.query_x):
+        rows = x.long().flatten()
+        last = torch.bincount(rows, minlength=28)[18:] / (rows >= 18).sum()
+        assert torch.allclose(last, torch.full((10,), 0.1), atol=0.006)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_writing_to_an_episode_changes_no_other_and_not_the_pool(tasks, dtype):
+    data = numbered([5] * 4)
+    data = replace(data, x=data.x.to(dtype))
+    sampler, pool = EpisodeSampler(data, 3, 1, 2), data.x.clone()
+    first = sampler.sample(tasks)
+    expected = {name: part.clone() for name, part in vars(first).items()}
+    for name, part in vars(first).items():
+        part.fill_(7)
+        for other in set(vars(first)) - {name}:
+            assert torch.equal(getattr(first, other), expected[other]), f"writing to {name} changed {other}"
+        part.copy_(expected[name])
+    for part in vars(first).values():
+        part.fill_(7)
+    assert torch.equal(data.x, pool)
+    for name, part in vars(sampler.sample(tasks)).items():
+        assert torch.equal(part, expected[name])
 
 
 def test_a_class_with_too_few_examples_is_named():
@@ -86,6 +130,14 @@ def test_within_group_draws_whole_tasks_from_one_group():
     assert all(len(task) == 1 for task in letters)
     mixed = EpisodeSampler(data, 3, 1, 1).sample(200).classes
     assert any(len({groups[c] for c in task}) > 1 for task in mixed.tolist())
+
+
+def test_pictures_become_exactly_their_255th_part():
+    x = torch.arange(256, dtype=torch.uint8).view(16, 1, 4, 4)
+    data = LabelledData(x, torch.arange(4).repeat_interleave(4), tuple("abcd"), ("g",) * 4)
+    drawn = EpisodeSampler(data, 4, 1, 3).sample(1)
+    values = torch.cat([drawn.support_x, drawn.query_x], 1).flatten().sort().values
+    assert torch.equal(values, torch.arange(256).float() / 255)
 
 
 def test_pictures_become_floats_and_pass_the_transform():

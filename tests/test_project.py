@@ -178,6 +178,7 @@ def test_the_wheel_holds_the_package_and_the_records(tmp_path):
         names = set(wheel.namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "metabook").rglob("*.py")}
     assert modules | {"metabook/_results/a_record.json"} <= names
+    assert {"metabook/data/intents.txt", "metabook/data/intents.sha256"} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"metabook", "metabook_tutorial"}
 
 

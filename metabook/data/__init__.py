@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# From here on metabook.data.glyphs, .omniglot and .distort are the functions, not the modules of that name.
+# From here on metabook.data.glyphs, .omniglot, .distort and .intents are the functions, not the modules of that name.
 from metabook.data.distort import distort
 from metabook.data.glyphs import fetch as _fetch_glyphs
 from metabook.data.glyphs import glyphs
 from metabook.data.images import rotations
+from metabook.data.intents import banking77, clinc150, fetch_banking77, fetch_clinc150, intents
+from metabook.data.intents import fetch as _fetch_intents
 from metabook.data.omniglot import fetch as _fetch_omniglot
 from metabook.data.omniglot import omniglot
 from metabook.data.sinusoids import Sinusoids
 from metabook.data.store import DataError
+from metabook.data.texts import TextData, read_texts
 from metabook.episodes import LabelledData
 
 __all__ = [
@@ -28,11 +31,16 @@ __all__ = [
     "DataError",
     "DataSet",
     "Sinusoids",
+    "TextData",
+    "banking77",
+    "clinc150",
     "distort",
     "fetch",
     "glyphs",
+    "intents",
     "load",
     "omniglot",
+    "read_texts",
     "rotations",
 ]
 
@@ -83,6 +91,33 @@ REGISTRY = {
         fetch=_fetch_omniglot,
         fetch_options=("background",),
     ),
+    "intents": DataSet(
+        description="texts: messages to an assistant, 72 intents in 9 domains; nothing to download",
+        source="generated from templates in the package",
+        licence="MIT",
+        load=intents,
+        options=("messages", "seed"),
+        fetch=_fetch_intents,
+        fetch_options=(),
+    ),
+    "clinc150": DataSet(
+        description="texts: messages to an assistant, 150 intents in 10 domains (about 2 MB to download)",
+        source="https://github.com/clinc/oos-eval (Larson et al., EMNLP 2019)",
+        licence="CC BY 3.0; class splits Apache 2.0",
+        load=clinc150,
+        options=("split_number",),
+        fetch=fetch_clinc150,
+        fetch_options=(),
+    ),
+    "banking77": DataSet(
+        description="texts: messages of a bank's customers, 77 intents (about 1 MB to download)",
+        source="https://github.com/PolyAI-LDN/task-specific-datasets (Casanueva et al., NLP4ConvAI 2020)",
+        licence="CC BY 4.0; class splits Apache 2.0",
+        load=banking77,
+        options=("split_number",),
+        fetch=fetch_banking77,
+        fetch_options=(),
+    ),
 }
 NAMES = tuple(REGISTRY)
 
@@ -97,7 +132,13 @@ def load(name: str, split: str = "train", **options: Any) -> LabelledData:
     split : str
         ``"train"``, ``"validation"``, ``"test"``, or several joined by plus signs.
     **options
-        What the data set's function takes: ``size``; for Omniglot also ``background``.
+        What the data set's function takes: for images ``size``; for Omniglot also ``background``; for
+        the generated intents ``messages`` and ``seed``; for CLINC150 and BANKING77 ``split_number``.
+
+    Returns
+    -------
+    LabelledData
+        For texts a :class:`TextData`, whose examples are rows of its table of texts.
 
     Raises
     ------
@@ -134,4 +175,4 @@ def _entry(name: str) -> DataSet:
 
 def _check(name: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
     if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{name} has no option {unknown[0]!r} here: take {', '.join(known)}")
+        raise ValueError(f"{name} has no option {unknown[0]!r} here: take {', '.join(known) or 'none'}")

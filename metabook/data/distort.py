@@ -7,14 +7,17 @@ change of stroke width (another pen), for all images at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["distort"]
+__all__ = ["PARTS", "distort"]
+
+#: What a distortion consists of.
+PARTS = ("affine", "elastic", "stroke")
 
 # Standard deviations, except where noted, at strength 1.
 ROTATION = math.radians(8)  # bounded at about twice this
@@ -27,7 +30,9 @@ THICKER, THINNER = 0.7, 0.3  # largest weights of the dilated and the eroded ima
 CHUNK = 256  # images at a time on a CPU: the temporaries stay in its cache
 
 
-def distort(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+def distort(
+    images: Tensor, generator: torch.Generator, strength: float = 1.0, parts: Collection[str] = PARTS
+) -> Tensor:
     """Distort each image by its own random affine map, elastic field and stroke width.
 
     Usable as ``EpisodeSampler(transform=distort)``.
@@ -40,6 +45,8 @@ def distort(images: Tensor, generator: torch.Generator, strength: float = 1.0) -
         A CPU generator: it fixes the distortions, whatever the device of the images.
     strength : float
         0 leaves the images as they are; 1 is about what people's drawings of a character differ by.
+    parts : collection of {"affine", "elastic", "stroke"}
+        Which of the three distortions are applied; the generator advances as if all were.
 
     Returns
     -------
@@ -50,7 +57,7 @@ def distort(images: Tensor, generator: torch.Generator, strength: float = 1.0) -
     Raises
     ------
     ValueError
-        If the images are not floats of four dimensions, or ``strength`` is negative.
+        If the images are not floats of four dimensions, ``strength`` is negative, or a part has another name.
     """
     if images.dim() != 4 or not images.is_floating_point():
         raise ValueError(
@@ -58,10 +65,18 @@ def distort(images: Tensor, generator: torch.Generator, strength: float = 1.0) -
         )
     if strength < 0:
         raise ValueError(f"strength must not be negative, not {strength}")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise ValueError(f"distort has no part {unknown[0]!r}: take some of {', '.join(PARTS)}")
     if strength == 0 or not len(images):
         return images.clone()
     height, width = images.shape[-2:]
     coefficients, stroke = _draw(len(images), generator, strength)
+    if "affine" not in parts:
+        coefficients[:, :, :3] = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    if "elastic" not in parts:
+        coefficients[:, :, 3:] = 0
+    if "stroke" not in parts:
+        stroke = torch.zeros_like(stroke)
     # The drawn numbers are in units of half the longer side; grid_sample counts each axis in its own half side.
     longer = max(height, width)
     coefficients = coefficients * torch.tensor([longer / width, longer / height]).view(1, 2, 1)

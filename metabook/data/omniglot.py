@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from metabook.data import store
+from metabook.data.images import shrunk
 from metabook.data.store import Arrays, DataError
 from metabook.episodes import LabelledData
 
@@ -203,8 +204,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 def _image(content: bytes, size: int) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         ink = 255 - np.asarray(image.convert("L"))
-    # An antialiasing filter: strokes are about two of 105 pixels wide, and picking pixels would break them.
-    return np.asarray(Image.fromarray(ink).resize((size, size), Image.Resampling.LANCZOS))
+    return shrunk(ink, size)
 
 
 def _union(pools: list[LabelledData]) -> LabelledData:

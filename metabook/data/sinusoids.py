@@ -18,7 +18,7 @@ __all__ = ["Sinusoids"]
 class Sinusoids:
     """Tasks ``y = amplitude * sin(x - phase)``, each a few points of one curve.
 
-    Amplitude is uniform in [0.1, 5], phase in [0, pi], x in [-5, 5]; there is no noise.
+    Amplitude is uniform in [0.1, 5], phase in [0, pi], x in [-5, 5]; there is no noise unless it is asked for.
 
     Parameters
     ----------
@@ -26,13 +26,15 @@ class Sinusoids:
         Support and query points a task.
     seed : int
         With the step number, fixes what :meth:`sample` draws.
+    noise : float
+        Standard deviation of the normal noise on every value, of the support and of the queries.
     device : torch.device or str
         Where the episodes are made.
 
     Raises
     ------
     ValueError
-        If there is not at least one shot and one query.
+        If there is not at least one shot and one query, or the noise is negative.
     """
 
     AMPLITUDE = (0.1, 5.0)
@@ -40,12 +42,20 @@ class Sinusoids:
     X = (-5.0, 5.0)
 
     def __init__(
-        self, shots: int = 10, queries: int = 10, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        shots: int = 10,
+        queries: int = 10,
+        *,
+        seed: int = 0,
+        noise: float = 0.0,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("shots", shots), ("queries", queries)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        self.shots, self.queries, self.seed = shots, queries, seed
+        if noise < 0:
+            raise ValueError(f"noise is a standard deviation: not {noise}")
+        self.shots, self.queries, self.seed, self.noise = shots, queries, seed, noise
         self.device = torch.device(device)
 
     def sample(self, tasks: int, step: int = 0) -> Episodes:
@@ -60,6 +70,9 @@ class Sinusoids:
         x = _uniform(self.X, (tasks, self.shots + self.queries, 1), generator_for("sinusoid points", self.seed, step))
         x = x.to(self.device)
         y = amplitude * torch.sin(x - phase)
+        if self.noise:  # from a generator of its own: the same curves and points as without
+            generator = generator_for("sinusoid noise", self.seed, step)
+            y = y + self.noise * torch.randn(x.shape, generator=generator).to(self.device)
         k = self.shots
         return Episodes(x[:, :k], y[:, :k], x[:, k:], y[:, k:])
 

@@ -1,20 +1,34 @@
 """Learners: one file a family, one interface for all."""
 
 from metabook.learners.base import Learner, task_losses
-from metabook.learners.baselines import FineTune, NearestNeighbour, PretrainedNearestMean
+from metabook.learners.baselines import FineTune, NearestNeighbour, PretrainedLinearProbe, PretrainedNearestMean
+from metabook.learners.bayes import ALPaCA, DeepKernelTransfer, GaussianPrototypes, StudentALPaCA, TaskGP
+from metabook.learners.black_box import LearnedOptimiser, NeuralProcess
 from metabook.learners.maml import ANIL, MAML, MetaSGD
+from metabook.learners.matching import MatchingNet
 from metabook.learners.prototypes import ProtoNet
+from metabook.learners.relation import RelationNet
 from metabook.learners.reptile import Reptile
 
 __all__ = [
     "ANIL",
     "MAML",
+    "ALPaCA",
+    "DeepKernelTransfer",
     "FineTune",
+    "GaussianPrototypes",
+    "LearnedOptimiser",
     "Learner",
+    "MatchingNet",
     "MetaSGD",
     "NearestNeighbour",
+    "NeuralProcess",
+    "PretrainedLinearProbe",
     "PretrainedNearestMean",
     "ProtoNet",
+    "RelationNet",
     "Reptile",
+    "StudentALPaCA",
+    "TaskGP",
     "task_losses",
 ]

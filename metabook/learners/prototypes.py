@@ -54,15 +54,27 @@ class ProtoNet(Learner):
         self.net, self.in_turn = net, in_turn
 
     def embed(self, x: Tensor) -> Tensor:
-        """Embeddings ``[tasks, examples, features]`` of inputs ``[tasks, examples, ...]``."""
+        """Embeddings ``[tasks, examples, features]`` of inputs ``[tasks, examples, ...]``.
+
+        Pictures larger than the net's are scaled down as the data sets do it: Omniglot's 105 x 105 drawings can be
+        given as they are.
+        """
+        size = getattr(self.net, "size", None)
+        if size is not None and x.dim() == 5 and x.shape[-1] > size:
+            from metabook.data.images import resized  # here: learners on other inputs need no image library
+
+            x = resized(x, size)
         if self.transductive:
             return vmap(self.net)(x)  # each task is normalised by itself: tasks must not see each other
         return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
-    def predict(self, episodes: Episodes) -> Tensor:
-        # One pass for support and queries: in training both share the batch's statistics.
+    def embed_both(self, episodes: Episodes) -> tuple[Tensor, ...]:
+        """Embeddings of support set and queries, in one pass: in training both share the batch's statistics."""
         z = self.embed(torch.cat([episodes.support_x, episodes.query_x], dim=1))
-        support, query = z.split([episodes.support_x.shape[1], episodes.query_x.shape[1]], dim=1)
+        return z.split([episodes.support_x.shape[1], episodes.query_x.shape[1]], dim=1)
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        support, query = self.embed_both(episodes)
         return -squared_distances(query, class_means(support, episodes.support_y, episodes.ways))
 
     def loss(self, episodes: Episodes) -> Tensor:

@@ -4,26 +4,40 @@ Importing this registers the environments with Gymnasium: ``metabook/Bandits-v0`
 ``metabook/HiddenGoal-v0``.
 """
 
-from metabook.rl.bandits import Bandits
+from metabook.rl.bandits import UCB1, Bandits, BayesOptimal, Gittins, Greedy, Thompson, Uniform, regret
 from metabook.rl.base import EnvTasks, TaskEnv, Tasks, Trajectories, rollout
-from metabook.rl.grid import HiddenGoal
+from metabook.rl.grid import HiddenGoal, Searcher, optimal_search, replay, row_by_row, search_value
 from metabook.rl.maml_rl import MAMLRL, PretrainedPolicy
 from metabook.rl.navigation import Navigation
 from metabook.rl.policies import CategoricalPolicy, GaussianPolicy
-from metabook.rl.rl2 import RL2
+from metabook.rl.rl2 import RL2, Memoryless, RewardBlind
 
 __all__ = [
     "MAMLRL",
     "RL2",
+    "UCB1",
     "Bandits",
+    "BayesOptimal",
     "CategoricalPolicy",
     "EnvTasks",
     "GaussianPolicy",
+    "Gittins",
+    "Greedy",
     "HiddenGoal",
+    "Memoryless",
     "Navigation",
     "PretrainedPolicy",
+    "RewardBlind",
+    "Searcher",
     "TaskEnv",
     "Tasks",
+    "Thompson",
     "Trajectories",
+    "Uniform",
+    "optimal_search",
+    "regret",
+    "replay",
     "rollout",
+    "row_by_row",
+    "search_value",
 ]

@@ -217,7 +217,7 @@ class EnvTasks:
     Parameters
     ----------
     id : str
-        Of the family, say ``"metabook/Bandit-v0"``.
+        Of the family, say ``"metabook/Bandits-v0"``.
     seed : int
         With the step number, fixes what :meth:`sample` draws.
     settings

@@ -20,7 +20,7 @@ from torch.distributions import Categorical
 from metabook.learners.base import Learner
 from metabook.rl.base import Tasks
 
-__all__ = ["RL2", "Trial", "advantages"]
+__all__ = ["RL2", "Memoryless", "RewardBlind", "Trial", "advantages"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,24 @@ class RL2(Learner):
         with torch.no_grad():
             self.policy.weight.mul_(0.01)  # begin near the uniform policy: what is never tried teaches nothing
 
+    def remember(self, state: Tensor, seen: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
+        """The recurrent state after one more step: all that the agent is ever told passes through here.
+
+        Parameters
+        ----------
+        state : Tensor [tasks, hidden]
+        seen : Tensor [tasks, observations]
+        action : Tensor [tasks, actions]
+            The last one, one-hot; zero at the start of a trial.
+        reward, first : Tensor [tasks, 1]
+            Of that action; 1 in the first step of an episode that follows another.
+
+        Returns
+        -------
+        Tensor [tasks, hidden]
+        """
+        return self.cell(torch.cat([seen, action, reward, first], 1), state)
+
     def play(self, tasks: Tasks, greedy: bool = False) -> Trial:
         """Live through one trial in each task.
 
@@ -103,27 +121,35 @@ class RL2(Learner):
             Take the most probable action instead of drawing one.
         """
         env, seen = tasks.environments()
-        device = self.policy.weight.device
-        state = torch.zeros(len(tasks), self.hidden, device=device)
-        told = torch.zeros(len(tasks), self.actions + 2, device=device)  # the last action, its reward, "a new episode"
-        steps: list[tuple[Tensor, ...]] = []
+        start = self.policy.weight.new_zeros(len(tasks), 1)
+        state, told, reward = start.expand(-1, self.hidden), start.expand(-1, self.actions), start
+        states: list[Tensor] = []
+        actions: list[Tensor] = []
+        rewards: list[Tensor] = []
         for episode in range(self.episodes):
             if episode:
                 seen, _ = env.reset()
-                told = torch.cat([told[:, :-1], torch.ones_like(told[:, :1])], 1)
-            for _ in range(env.horizon):
-                x = torch.as_tensor(seen, dtype=torch.float32, device=device)
-                state = self.cell(torch.cat([x, told], 1), state)
-                choice = Categorical(logits=self.policy(state), validate_args=False)
-                action = choice.probs.argmax(1) if greedy else choice.sample()
-                seen, rewards, *_ = env.step(action.cpu().numpy())
-                reward = torch.as_tensor(rewards, dtype=torch.float32, device=device)
-                told = torch.cat(
-                    [F.one_hot(action, self.actions), reward.unsqueeze(1), torch.zeros_like(told[:, :1])], 1
-                )
-                value = self.critic(state).squeeze(1)
-                steps.append((action, reward, choice.log_prob(action), choice.entropy(), value, state))
-        return Trial(env.horizon, *(torch.stack(each, 1) for each in zip(*steps, strict=True)))
+            for step in range(env.horizon):
+                first = torch.full_like(start, bool(episode) and step == 0)
+                state = self.remember(state, torch.as_tensor(seen).to(start), told, reward, first)
+                action = self._choose(state.detach(), greedy)
+                seen, paid, *_ = env.step(action.cpu().numpy())
+                told, reward = F.one_hot(action, self.actions).to(start), torch.as_tensor(paid).to(start).unsqueeze(1)
+                for kept, new in ((states, state), (actions, action), (rewards, reward.squeeze(1))):
+                    kept.append(new)
+        hidden, taken = torch.stack(states, 1), torch.stack(actions, 1)
+        choice = Categorical(logits=self.policy(hidden), validate_args=False)  # of all steps at once: far quicker
+        values = self.critic(hidden).squeeze(2)
+        return Trial(
+            env.horizon, taken, torch.stack(rewards, 1), choice.log_prob(taken), choice.entropy(), values, hidden
+        )
+
+    @torch.no_grad()
+    def _choose(self, state: Tensor, greedy: bool) -> Tensor:
+        logits = self.policy(state)
+        if not greedy:  # the largest of logits with Gumbel noise is a draw from their softmax
+            logits = logits - torch.empty_like(logits).exponential_().log()
+        return logits.argmax(1)
 
     def loss(self, tasks: Tasks) -> Tensor:  # type: ignore[override]
         r"""Advantage actor-critic on one trial in each task.
@@ -142,6 +168,20 @@ class RL2(Learner):
         """Returns of the episodes of one trial in each task, ``[tasks, episodes]``: an agent answers by acting."""
         with torch.no_grad():
             return self.play(tasks).returns
+
+
+class RewardBlind(RL2):
+    """RL² that is not told its rewards, a control: nothing that it does in a task can depend on how well it goes."""
+
+    def remember(self, state: Tensor, seen: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
+        return super().remember(state, seen, action, torch.zeros_like(reward), first)
+
+
+class Memoryless(RL2):
+    """RL² whose state is reset before every step, a control: it knows its last action and reward, no more."""
+
+    def remember(self, state: Tensor, seen: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
+        return super().remember(torch.zeros_like(state), seen, action, reward, first)
 
 
 def advantages(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:

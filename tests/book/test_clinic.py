@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from metabook import Episodes, EpisodeSampler, clinic, data, fit
+from metabook import Episodes, EpisodeSampler, clinic, data, fit, results, seed_everything
 from metabook.clinic import EXHIBITS, Cost, Exhibit, TrainedBy, cost
 from metabook.data import Sinusoids
 from metabook.learners import MAML, ProtoNet, Reptile
@@ -282,6 +282,40 @@ def test_where_training_diverges_the_error_is_no_number():
     errors, losses = clinic.train_on_curves(clinic.maml_loss, [0], 60, test, optimiser="sgd", lr=1e3)
     assert losses == [[]]
     assert str(cost(errors[1], np.zeros((1, 4)))) == "diverges"
+
+
+class SupportOnly:
+    """The clinic's Reptile trains on the support, the package's on all examples."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def sample(self, tasks, step=0):
+        episodes = self.source.sample(tasks, step)
+        return replace(episodes, query_x=episodes.query_x[:, :0], query_y=episodes.query_y[:, :0])
+
+
+def test_training_reptile_by_exhibits_is_training_the_packages():
+    test = Sinusoids(10, 5, seed=1).sample(4)
+    found = clinic.train_reptile([3], 2, test, 0.02, 3)
+    seed_everything(3)
+    learner, source = Reptile(MLP(), 0.02, 3, batch=None), SupportOnly(Sinusoids(10, 1, seed=3))
+    outer = dict(lr=1.0, optimiser="sgd", anneal="linear")
+    fit(learner, source, steps=2, tasks=5, seed=3, progress=False, **outer)
+    with torch.no_grad():
+        expected = (learner.predict(test) - test.query_y).square().mean((1, 2))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+    assert clinic.train_reptile([3], 2, test, 0.02, 3, step=clinic.reptile_away).mean() > found.mean()
+
+
+def test_settings_are_the_best_on_validation_tasks():
+    search = results.read("clinic")["search"]
+    assert search["validation_seed"] != 1_000_000, "the seed of the chapter's test tasks"
+    for kind, names in (("sgd", {"lr"}), ("reptile", {"inner_lr", "inner_steps"})):
+        chosen = search[kind]["best"]
+        alike = [r for r in search[kind]["rows"] if r.get("inner_steps") == chosen.get("inner_steps")]
+        best = min((row for row in alike if row["error"] is not None), key=lambda row: row["error"])
+        assert chosen == {name: best[name] for name in names}
 
 
 def test_a_point_on_a_line_is_one_task():

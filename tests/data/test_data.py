@@ -113,7 +113,21 @@ def test_the_number_of_points_does_not_change_the_curves() -> None:
     assert torch.equal(few.function(10, 4)[0], many.function(10, 4)[0])
 
 
-@pytest.mark.parametrize("arguments", [{"shots": 0}, {"queries": 0}])
-def test_sinusoids_need_points(arguments: dict) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+def test_noise_is_added_to_the_same_points() -> None:
+    clean, noisy = Sinusoids(seed=2).sample(2000, step=3), Sinusoids(seed=2, noise=0.3).sample(2000, step=3)
+    for part in ("support", "query"):
+        assert torch.equal(getattr(clean, f"{part}_x"), getattr(noisy, f"{part}_x"))
+        noise = getattr(noisy, f"{part}_y") - getattr(clean, f"{part}_y")
+        assert float(noise.std()) == pytest.approx(0.3, rel=0.03)
+        assert abs(float(noise.mean())) < 0.01
+    again = Sinusoids(seed=2, noise=0.3).sample(2000, step=3)
+    assert torch.equal(noisy.support_y, again.support_y)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"shots": 0}, "at least 1"), ({"queries": 0}, "at least 1"), ({"noise": -0.1}, "standard deviation")],
+)
+def test_sinusoids_refuse(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Sinusoids(**arguments)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metabook.data import distort
+from metabook.data.distort import PARTS
 from metabook.episodes import EpisodeSampler, LabelledData, generator_for
 
 
@@ -134,3 +135,18 @@ def test_a_gpu_distorts_as_the_cpu_does(strokes: torch.Tensor) -> None:
     there = distort(strokes.cuda(), generator_for(0))
     assert there.is_cuda
     torch.testing.assert_close(there.cpu(), distort(strokes, generator_for(0)), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_does_its_own_and_none_does_nothing(strokes: torch.Tensor, part: str) -> None:
+    alone = distort(strokes, generator_for(0), parts=(part,))
+    assert not torch.allclose(alone, strokes, atol=0.1)
+    assert not torch.allclose(alone, distort(strokes, generator_for(0)), atol=0.1)
+    torch.testing.assert_close(distort(strokes, generator_for(0), parts=()), strokes, rtol=0, atol=1e-5)
+    if part == "stroke":  # nothing is moved: the middle of the strokes keeps its ink
+        torch.testing.assert_close(alone[:, :, 6:22, 9:11], strokes[:, :, 6:22, 9:11], rtol=0, atol=0.5)
+
+
+def test_unknown_parts_are_refused(strokes: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="no part 'blur'"):
+        distort(strokes, generator_for(0), parts=("affine", "blur"))

@@ -2,11 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
-from metabook import EpisodeSampler, fit
+from metabook import EpisodeSampler, LabelledData, evaluate, fit
 from metabook.data import Sinusoids
-from metabook.learners import MAML, FineTune, NearestNeighbour, PretrainedNearestMean
+from metabook.learners import MAML, FineTune, NearestNeighbour, PretrainedLinearProbe, PretrainedNearestMean
 from metabook.nets import MLP, Conv4
 
 
@@ -65,3 +67,42 @@ def test_joint_training_learns_the_mean_of_the_sinusoids():
     history = fit(FineTune(MLP()), Sinusoids(), steps=200, tasks=20, lr=1e-2, progress=False)
     # No single curve fits all: the tasks' own variance, E[A^2] / 2 = 4.25, minus what their mean explains, stays.
     assert 2.0 < sum(history.losses[-50:]) / 50 < sum(history.losses[:5]) / 5
+
+
+def test_the_linear_probe_is_scikit_learns_logistic_regression(make_pool):
+    probe = PretrainedLinearProbe(Conv4(channels=8, norm="running"), classes=6, penalty=0.5).eval()
+    episodes = EpisodeSampler(make_pool(classes=6, instances=8), 3, 3, 4).sample(3)
+    with torch.no_grad():
+        ours = probe.predict(episodes).log_softmax(2)
+        support, query = probe.embed_both(episodes)
+    for task in range(3):
+        theirs = LogisticRegression(C=1 / 0.5, tol=1e-8, max_iter=1000)
+        theirs.fit(support[task].numpy(), episodes.support_y[task].numpy())
+        wanted = torch.tensor(theirs.predict_log_proba(query[task].numpy()), dtype=torch.float32)
+        torch.testing.assert_close(ours[task], wanted, atol=2e-3, rtol=0)
+
+
+def test_centring_subtracts_the_mean_feature_of_training(make_pool):
+    torch.manual_seed(0)
+    learner = PretrainedNearestMean(Conv4(channels=8, norm="none"), classes=6, centre=True).train()
+    episodes = EpisodeSampler(make_pool(classes=6, instances=8), 3, 3, 4).sample(3)
+    for _ in range(3):  # from the first batch on: a mean that starts at zero would still be near it
+        learner.loss(episodes)
+    x = torch.cat([episodes.support_x, episodes.query_x], 1).flatten(0, 1)
+    with torch.no_grad():
+        mean = learner.net(x).mean(0)
+        torch.testing.assert_close(learner.average, mean, rtol=1e-4, atol=1e-5)
+        wanted = nn.functional.normalize(learner.net(x[:2]) - learner.average, dim=1)
+        torch.testing.assert_close(learner.embed(x[None, :2])[0], wanted)
+
+
+def test_pre_training_takes_vectors_such_as_those_of_texts():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(6, 1, 10, generator=generator)
+    x = (centres + 0.3 * torch.randn(6, 8, 10, generator=generator)).flatten(0, 1)
+    names = tuple("abcdef")
+    source = EpisodeSampler(LabelledData(x, torch.arange(6).repeat_interleave(8), names, names), 3, 1, 2)
+    learner = PretrainedNearestMean(MLP(10, (16,), 8), classes=6, centre=True)
+    history = fit(learner, source, steps=60, tasks=4, lr=1e-2, progress=False)
+    assert history.losses[-1] < 0.5 * history.losses[0]
+    assert evaluate(learner, source, tasks=20).mean > 0.9

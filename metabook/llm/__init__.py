@@ -1,0 +1,11 @@
+"""A real language model as a learner: loading it, its features, and learning in its context.
+
+Needs the extra ``llm`` of the package (transformers). Nothing else in metabook imports this.
+"""
+
+from metabook.llm.features import features
+from metabook.llm.in_context import InContext
+from metabook.llm.model import LanguageModel, load
+from metabook.llm.prototypes import LLMPrototypes, choose
+
+__all__ = ["InContext", "LLMPrototypes", "LanguageModel", "choose", "features", "load"]
