@@ -142,24 +142,26 @@ def test_curves_of_a_learned_optimiser_are_its_trajectory_and_go_beyond_its_net(
     assert loss_curves(learner, other, batched.initialise(other, 3), episodes, 2)[1].shape == (3, 3)
 
 
-class Planes:
-    """Linear functions of five numbers, which ten points determine: with so few steps, optimisation is all there is."""
-
-    def __init__(self, seed):
-        self.seed = seed
-
-    def sample(self, tasks, step=0):
-        generator = torch.Generator().manual_seed(1000 * self.seed + step)
-        x, slope = torch.randn(tasks, 10, 5, generator=generator), torch.randn(tasks, 5, 1, generator=generator)
-        return Episodes(x, x @ slope, x, x @ slope)
+class Quadratics:
+    def sample(self, tasks: int, step: int = 0) -> Episodes:
+        generator = torch.Generator().manual_seed(step)
+        w, y = (torch.randn(tasks, 10, n, generator=generator) for n in (10, 1))
+        return Episodes(w, y, w, y)
 
 
-def test_a_trained_optimiser_beats_an_untrained_one():
+@pytest.mark.slow
+def test_a_trained_optimiser_beats_an_untrained_one_and_gradient_descent():
     torch.manual_seed(0)
-    learner, held_out = LearnedOptimiser(torch.nn.Linear(5, 1), steps=10), Planes(seed=1)
-    before = evaluate(learner, held_out, tasks=100).mean
-    fit(learner, Planes(seed=0), steps=60, tasks=16, lr=1e-2, progress=False)
-    assert evaluate(learner, held_out, tasks=100).mean < 0.5 * before
+    learner = LearnedOptimiser(torch.nn.Linear(10, 1), steps=10)
+    held_out, start = Quadratics().sample(200, step=1000), batched.initialise(learner.net, 200)
+
+    def after_ten(optimiser) -> float:
+        return float(loss_curves(optimiser, learner.net, start, held_out, 10)[1][-1].mean())
+
+    before = after_ten(learner)
+    fit(learner, Quadratics(), steps=80, tasks=16, lr=1e-2, anneal="cosine", clip=1.0, progress=False)
+    assert after_ten(learner) < 0.5 * before
+    assert after_ten(learner) < min(after_ten(partial(torch.optim.SGD, lr=lr)) for lr in (0.03, 0.1, 0.3))
 
 
 def test_learned_starts_are_shared():
