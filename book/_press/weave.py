@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from .execute import is_progress
 from .layout import Book, Page
 
 MEASURED = "_measured.json"
+_GLUED = "application/papermill.record/text/plain"  # what metabook.results.glue emits
 _LEFT_OUT = {"_press", "__pycache__", ".ipynb_checkpoints"}
 
 
@@ -39,13 +41,26 @@ def weave(page: Page, executed: NotebookNode) -> NotebookNode:
             continue
         ran = next(remaining)
         outputs = [
-            o for o in ran.outputs if not (o.output_type == "stream" and o.name == "stderr" and is_progress(o.text))
+            _quoted(o)
+            for o in ran.outputs
+            if not (o.output_type == "stream" and o.name == "stderr" and is_progress(o.text))
         ]
         new = nbformat.v4.new_code_cell(cell.source, id=f"code-{number}", outputs=outputs, execution_count=number + 1)
         if cell.tags:
             new.metadata["tags"] = cell.tags
         made.append(new)
     return nbformat.v4.new_notebook(cells=made, metadata=executed.metadata)
+
+
+def _quoted(output: NotebookNode) -> NotebookNode:
+    """Values for the prose as string literals.
+
+    MyST-NB takes what is glued as text for a literal of Python: of 1,800 it would make (1, 800), and of 7.00 make 7.0.
+    """
+    output = copy.deepcopy(output)
+    if _GLUED in output.get("data", {}):
+        output.data[_GLUED] = repr(output.data[_GLUED])
+    return output
 
 
 def sources(book: Book, preset: str) -> Path:

@@ -13,6 +13,7 @@ from _press import execute, weave
 from _press.cli import app
 from _press.errors import PressError
 from _press.layout import Book
+from myst_nb.core.variables import format_plain_text
 from typer.testing import CliRunner
 
 PARAMETERS = """\
@@ -200,13 +201,17 @@ def test_outputs_do_not_name_places_of_this_machine(write_book: Callable[..., Bo
     assert "careful" in outcome.warnings[0]
 
 
-def test_recording_fills_the_table_and_the_values_of_the_notebooks(write_book: Callable[..., Book]) -> None:
-    code = (
+def glue(name: str, expression: str) -> str:
+    """Code that hands a value to the prose, as ``metabook.results.glue`` does."""
+    return (
         "from IPython.display import display\n\nprefix = 'application/papermill.record/'\n"
-        "scrap = {'name': 'preset', 'mime_prefix': prefix}\n"
-        "display({prefix + 'text/plain': preset}, raw=True, metadata={'scrapbook': scrap})"
+        f"scrap = {{'name': {name!r}, 'mime_prefix': prefix}}\n"
+        f"display({{prefix + 'text/plain': {expression}}}, raw=True, metadata={{'scrapbook': scrap}})"
     )
-    page = chapter(code) + "\nAt {glue:text}`preset`.\n\n:::{measured}\n:::\n"
+
+
+def test_recording_fills_the_table_and_the_values_of_the_notebooks(write_book: Callable[..., Book]) -> None:
+    page = chapter(glue("preset", "preset")) + "\nAt {glue:text}`preset`.\n\n:::{measured}\n:::\n"
     book = write_book({"page": page})
     done = CliRunner().invoke(app, ["record", "--book", str(book.folder)])
     assert done.exit_code == 0, done.output
@@ -235,6 +240,18 @@ def test_weaving_puts_outputs_into_the_source(write_book: Callable[..., Book], r
     executed.cells[-1].source += "\nmore()"
     with pytest.raises(PressError, match="other code cells"):
         weave.weave(page, executed)
+
+
+@pytest.mark.parametrize("value", ["1,800", "7.00", "6.63, 6.49", "+0.10 ± 0.04", "it's", "None"])
+def test_glued_values_are_shown_as_they_are(value: str, write_book: Callable[..., Book], run: Run) -> None:
+    """MyST-NB evaluates what is glued: without quotes, 1,800 becomes the tuple (1, 800), and 7.00 the number 7.0."""
+    book = write_book({"page": chapter(glue("value", repr(value)))})
+    run(book)
+    page = next(page for page in book.pages if page.name == "page")
+    executed = nbformat.read(book.executed("smoke") / "page.ipynb", as_version=4)
+    (output,) = weave.weave(page, executed).cells[-1].outputs
+    (text,) = output.data.values()
+    assert format_plain_text(text, "") == value
 
 
 def test_the_source_folder_follows_the_book_and_leaves_what_is_unchanged(
