@@ -69,19 +69,6 @@ PROCESSES = {"mean": False, "attention": True}
 POINTS = (1, 2, 3, 5, 10)
 
 
-class Quadratics:
-    """Tasks ``|W w + b - y|² / n`` with random W ``[n, n]`` and y ``[n]``, as Andrychowicz et al. (2016) have them."""
-
-    def __init__(self, seed: int = 0, n: int = 10) -> None:
-        self.seed, self.n = seed, n
-
-    def sample(self, tasks: int, step: int = 0) -> Episodes:
-        generator = generator_for("quadratics", self.seed, step)
-        W = torch.randn(tasks, self.n, self.n, generator=generator)
-        y = torch.randn(tasks, self.n, 1, generator=generator)
-        return Episodes(W, y, W, y)  # what is asked is optimisation alone
-
-
 class SomePoints:
     """Sinusoids of which each meta-batch shows another number of points, 1 to 10."""
 
@@ -100,7 +87,7 @@ def first_points(episodes: Episodes, points: int) -> Episodes:
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "sinusoids": (lambda: MLP(1, (20,), 1), lambda seed: data.Sinusoids(50, 50, seed=seed)),
-    "quadratics": (lambda: nn.Linear(10, 1), lambda seed: Quadratics(seed)),
+    "quadratics": (lambda: nn.Linear(10, 1), lambda seed: data.Quadratics(seed=seed)),
 }
 
 

@@ -20,6 +20,7 @@ from metabook.data.intents import banking77, clinc150, fetch_banking77, fetch_cl
 from metabook.data.intents import fetch as _fetch_intents
 from metabook.data.omniglot import fetch as _fetch_omniglot
 from metabook.data.omniglot import omniglot
+from metabook.data.quadratics import Quadratics
 from metabook.data.sinusoids import Sinusoids
 from metabook.data.store import DataError
 from metabook.data.texts import TextData, read_texts
@@ -30,6 +31,7 @@ __all__ = [
     "REGISTRY",
     "DataError",
     "DataSet",
+    "Quadratics",
     "Sinusoids",
     "TextData",
     "banking77",

@@ -1,4 +1,4 @@
-"""Names, rotations and sinusoids."""
+"""Names, rotations, sinusoids and quadratics."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from metabook import data
-from metabook.data import Sinusoids
+from metabook.data import Quadratics, Sinusoids
 from metabook.episodes import LabelledData
+from metabook.learners import task_losses
 
 
 @pytest.fixture
@@ -131,3 +132,18 @@ def test_noise_is_added_to_the_same_points() -> None:
 def test_sinusoids_refuse(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sinusoids(**arguments)
+
+
+def test_quadratics_are_what_the_paper_says():
+    episodes = Quadratics(4, seed=3).sample(2, step=5)
+    assert episodes.support_x.shape == (2, 4, 4)
+    assert episodes.support_y.shape == (2, 4, 1)
+    assert torch.equal(episodes.query_x, episodes.support_x)
+    assert torch.equal(episodes.support_x, Quadratics(4, seed=3).sample(2, step=5).support_x)
+    assert not torch.equal(episodes.support_x, Quadratics(4, seed=3).sample(2, step=6).support_x)
+    net = torch.nn.Linear(4, 1)
+    (W, y), x, b = (episodes.support_x[0], episodes.support_y[0]), net.weight[0], net.bias
+    loss = task_losses(net(episodes.support_x), episodes.support_y)[0]
+    assert torch.allclose(loss, (W @ x + b - y[:, 0]).square().sum() / 4)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        Quadratics(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metabook import Episodes, batched, evaluate, fit
-from metabook.data import Sinusoids
+from metabook.data import Quadratics, Sinusoids
 from metabook.learners import LearnedOptimiser, NeuralProcess
 from metabook.learners.black_box import encode_gradient, loss_curves, normalised_gradient
 from metabook.nets import MLP
@@ -140,13 +140,6 @@ def test_curves_of_a_learned_optimiser_are_its_trajectory_and_go_beyond_its_net(
     torch.testing.assert_close(query, (learner.trajectory(episodes, 5) - episodes.query_y).square().mean((2, 3)))
     other = MLP(1, (7, 7), 1, "tanh")
     assert loss_curves(learner, other, batched.initialise(other, 3), episodes, 2)[1].shape == (3, 3)
-
-
-class Quadratics:
-    def sample(self, tasks: int, step: int = 0) -> Episodes:
-        generator = torch.Generator().manual_seed(step)
-        w, y = (torch.randn(tasks, 10, n, generator=generator) for n in (10, 1))
-        return Episodes(w, y, w, y)
 
 
 @pytest.mark.slow
