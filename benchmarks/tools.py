@@ -69,7 +69,7 @@ def history(name: str, today: date) -> dict[str, Any]:
     """One row of the record."""
     if undated := releases(name, date(1990, 1, 1)):
         raise SystemExit(
-            f"{name} {undated[0]} has no date: leave folders of your own out (PIP_CONFIG_FILE={os.devnull})"
+            f"{name} {undated[0]} has no date: leave out folders of your own (PIP_CONFIG_FILE={os.devnull})"
         )
     newest = releases(name)[0]
     years = [date(year, 1, 1) for year in range(FIRST_YEAR, today.year + 1)]
