@@ -3,9 +3,9 @@
 Needs the extra ``llm`` of the package (transformers). Nothing else in metabook imports this.
 """
 
-from metabook.llm.features import features
+from metabook.llm.features import cached_features, features
 from metabook.llm.in_context import InContext
 from metabook.llm.model import LanguageModel, load
 from metabook.llm.prototypes import LLMPrototypes, choose
 
-__all__ = ["InContext", "LLMPrototypes", "LanguageModel", "choose", "features", "load"]
+__all__ = ["InContext", "LLMPrototypes", "LanguageModel", "cached_features", "choose", "features", "load"]
