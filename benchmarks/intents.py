@@ -2,9 +2,9 @@ r"""Every text learner on the published 5-way tasks of CLINC150 and BANKING77.
 
 Adds the learners that it measures to ``results/intents_<data>.json`` (of ``--split 2``: ``intents_<data>_2.json``);
 those that it does not measure stay as they were. Features and the scores of in-context learning are kept, so that an
-interrupted run goes on where it was. CPU minutes on one thread for CLINC150: TF-IDF 1, MiniLM 2, LLMPrototypes 10 (most
-of it for the features of the test texts; with them LLMProbe 1), MeanPooling 6, Direct 20 (with its scores Calibrated
-and Batch nothing), Channel 26.
+interrupted run goes on where it was. CPU minutes on one thread for CLINC150: TF-IDF 1, MiniLM 1, LLMPrototypes 5 (most
+of it for features; with them LLMProbe 1), MeanPooling 3, Direct 20 (with its scores Calibrated and Batch nothing),
+Channel 26. So that it stays at that, tasks draw from 50 messages of each test class (``--texts 1000``: from all).
 
     export METABOOK_DATA=~/data OMP_NUM_THREADS=1
     python benchmarks/intents.py --data clinc150 --only TFIDF --only TFIDFProbe --only MiniLM \
@@ -58,19 +58,22 @@ class Sizes:
         Test tasks, and queries of a class in each.
     read : int
         Test tasks of the learners that read each task's support set with the language model, with one query of a class.
-    validation_tasks, validation_texts, training_texts : int
-        Tasks on which settings are chosen; texts of each validation and training class that features are computed of.
+    validation_tasks : int
+        Tasks on which settings are chosen.
+    test_texts, validation_texts, training_texts : int
+        Texts of each class that take part, evenly spaced: features of the others are not computed.
     """
 
     tasks: int = 600
     queries: int = 5
     read: int = 300
     validation_tasks: int = 300
+    test_texts: int = 50
     validation_texts: int = 20
     training_texts: int = 10
 
 
-PRESETS = {"smoke": Sizes(20, 5, 3, 10, 10, 2), "full": Sizes()}
+PRESETS = {"smoke": Sizes(20, 5, 3, 10, 12, 10, 2), "full": Sizes()}
 
 
 class Bench:
@@ -111,28 +114,23 @@ class Bench:
     def validation_rows(self) -> Tensor:
         return self.rows("validation", self.sizes.validation_texts)
 
-    def test(self, shots: int, queries: int | None = None) -> EpisodeSampler:
-        """The test tasks; zero shots are those of one shot (their support set is to be left out)."""
-        return EpisodeSampler(self.parts["test"], WAYS, max(shots, 1), queries or self.sizes.queries, seed=TEST_SEED)
-
-    def validation(self, shots: int = 1) -> EpisodeSampler:
-        """Tasks of validation classes, drawn from the texts of ``validation_rows``."""
-        kept = torch.isin(self.parts["validation"].x, self.validation_rows)
-        part = self.parts["validation"]
-        return EpisodeSampler(
-            replace(part, x=part.x[kept], y=part.y[kept]), WAYS, shots, self.sizes.queries, seed=VALIDATION_SEED
-        )
-
     @cached_property
     def test_rows(self) -> Tensor:
-        """The rows that the test tasks ask for: not quite all."""
-        used = []
-        for shots in (1, 5):
-            source = self.test(shots)
-            for step, start in enumerate(range(0, self.sizes.tasks, CHUNK)):
-                episodes = source.sample(CHUNK, step)[: self.sizes.tasks - start]
-                used += [episodes.support_x.flatten(), episodes.query_x.flatten()]
-        return torch.cat(used).unique()
+        return self.rows("test", self.sizes.test_texts)
+
+    def test(self, shots: int, queries: int | None = None) -> EpisodeSampler:
+        """The test tasks; zero shots are those of one shot (their support set is to be left out)."""
+        part = self._only("test", self.test_rows)
+        return EpisodeSampler(part, WAYS, max(shots, 1), queries or self.sizes.queries, seed=TEST_SEED)
+
+    def validation(self, shots: int = 1) -> EpisodeSampler:
+        part = self._only("validation", self.validation_rows)
+        return EpisodeSampler(part, WAYS, shots, self.sizes.queries, seed=VALIDATION_SEED)
+
+    def _only(self, name: str, rows: Tensor) -> LabelledData:
+        part = self.parts[name]
+        kept = torch.isin(part.x, rows)
+        return replace(part, x=part.x[kept], y=part.y[kept])
 
     @cached_property
     def lm(self) -> Any:
@@ -146,31 +144,31 @@ class Bench:
         tables[:, rows] = found
         return list(tables)
 
-    def search(self, pooling: str) -> tuple[int, str, list[dict[str, Any]]]:
-        """The best layer and scaling on the 1-shot validation tasks, and what all of them reached."""
+    def searched(self, pooling: str) -> dict[int, Tensor]:
+        """Features of the training and validation texts by layer, one pass for all."""
         known = torch.cat([self.training_rows, self.validation_rows])
-        tables = dict(zip(LAYERS[pooling], self.features(known, LAYERS[pooling], pooling)))
-        choices = choose(tables, self.training_rows, self.validation(), tasks=self.sizes.validation_tasks)
-        tried = [
-            {"layer": each.setting, "scaling": each.scaling, "mean": each.accuracy, "ci95": each.ci95}
-            for each in choices
-        ]
-        return choices[0].setting, choices[0].scaling, tried
+        return dict(zip(LAYERS[pooling], self.features(known, LAYERS[pooling], pooling)))
 
     @cached_property
-    def chosen(self) -> dict[str, tuple[LLMPrototypes, dict[str, Any]]]:
+    def _chosen(self) -> dict[str, tuple[LLMPrototypes, dict[str, Any]]]:
         return {}
 
     def prototypes(self, pooling: str) -> tuple[LLMPrototypes, dict[str, Any]]:
-        """Prototypes over the language model, with the layer and the scaling that are best on validation classes."""
-        if pooling not in self.chosen:
-            layer, scaling, tried = self.search(pooling)
-            needed = [(rows, self.features(rows, [layer], pooling)[0]) for rows in (self.training_rows, self.test_rows)]
-            table = needed[0][1]
-            table[self.test_rows] = needed[1][1][self.test_rows]
-            learner = LLMPrototypes(table, self.training_rows, scaling)
-            self.chosen[pooling] = learner, {"layer": layer, "pooling": pooling, "scaling": scaling, "tried": tried}
-        return self.chosen[pooling]
+        """Prototypes over the language model, with the layer and the scaling that are best on 1-shot validation tasks."""
+        if pooling not in self._chosen:
+            tables = self.searched(pooling)
+            choices = choose(tables, self.training_rows, self.validation(), tasks=self.sizes.validation_tasks)
+            tried = [
+                {"layer": each.setting, "scaling": each.scaling, "mean": each.accuracy, "ci95": each.ci95}
+                for each in choices
+            ]
+            best = {name: tried[0][name] for name in ("layer", "scaling")}
+            typer.echo(f"chosen for {pooling}: layer {best['layer']}, {best['scaling']}")
+            table = tables[best["layer"]]
+            table[self.test_rows] = self.features(self.test_rows, [best["layer"]], pooling)[0][self.test_rows]
+            learner = LLMPrototypes(table, self.training_rows, best["scaling"])
+            self._chosen[pooling] = learner, {"pooling": pooling, **best, "tried": tried}
+        return self._chosen[pooling]
 
     @cached_property
     def tfidf(self) -> Any:
@@ -223,20 +221,10 @@ def mean_pooling(bench: Bench, shots: int) -> tuple[Learner, dict[str, Any]]:
 def llm_probe(bench: Bench, shots: int) -> tuple[Learner, dict[str, Any]]:
     """Logistic regression on the very features that the prototypes have."""
     learner, chosen = bench.prototypes("last")
-    validated = LLMPrototypes(
-        bench.features(torch.cat([bench.training_rows, bench.validation_rows]), LAYERS["last"], "last")[
-            LAYERS["last"].index(chosen["layer"])
-        ],
-        bench.training_rows,
-        chosen["scaling"],
-    )
-    strength, tried = bench.strongest(_embedded(validated), shots)
+    features = learner.embed(torch.arange(len(learner.table)).unsqueeze(0))[0].numpy()
+    strength, tried = bench.strongest(features, shots)
     settings = {name: chosen[name] for name in ("layer", "pooling", "scaling")}
-    return LinearProbe(_embedded(learner), strength), {**settings, "strength": strength, "tried": tried}
-
-
-def _embedded(learner: LLMPrototypes) -> np.ndarray:
-    return learner.embed(torch.arange(len(learner.table)).unsqueeze(0))[0].numpy()
+    return LinearProbe(features, strength), {**settings, "strength": strength, "tried": tried}
 
 
 class Stored(Learner):
@@ -366,13 +354,15 @@ def main(
     preset: Annotated[
         str, typer.Option(help="full; or smoke, to see that all runs: its record goes to _build.")
     ] = "full",
+    texts: Annotated[int | None, typer.Option(help="Texts of each test class that take part.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the record.")] = None,
 ) -> None:
     """Measure learners, and put them into the record."""
     torch.set_num_threads(1)
     if unknown := set(only or ()) - set(LEARNERS):
         raise typer.BadParameter(f"{', '.join(unknown)}: take some of {', '.join(LEARNERS)}")
-    sizes, measured = PRESETS[preset], results.circumstances()  # now: the checkout can move on while this runs
+    measured = results.circumstances()  # now: the checkout can move on while this runs
+    sizes = PRESETS[preset] if texts is None else replace(PRESETS[preset], test_texts=texts)
     name = name or f"intents_{dataset}" + (f"_{split}" if split > 1 else "")
     settings = {"data": dataset, "split": split, "ways": WAYS, "preset": preset, **vars(sizes), "threads": 1}
     folder = {"folder": WORK / "smoke"} if preset == "smoke" else {}
