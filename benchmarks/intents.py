@@ -154,7 +154,7 @@ class Bench:
         return {}
 
     def prototypes(self, pooling: str) -> tuple[LLMPrototypes, dict[str, Any]]:
-        """Prototypes over the language model, with the layer and the scaling that are best on 1-shot validation tasks."""
+        """Prototypes over the language model; layer and scaling are the best on 1-shot validation tasks."""
         if pooling not in self._chosen:
             tables = self.searched(pooling)
             choices = choose(tables, self.training_rows, self.validation(), tasks=self.sizes.validation_tasks)
