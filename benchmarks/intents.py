@@ -231,7 +231,7 @@ class Stored(Learner):
     """In-context learning whose scores are kept, since several learners are made of the same ones.
 
     Each task's examples stand in a random order of its own, so that the interval over tasks covers the order as well.
-    Nothing about the prompt was chosen.
+    The prompt is the default one.
     """
 
     def __init__(self, bench: Bench, scoring: str, calibration: str, shots: int) -> None:
