@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from metabook import EpisodeSampler, data, evaluate
 from metabook.data import TextData
 from metabook.learners.prototypes import class_means
-from metabook.text import SparsePrototypes, TfIdf
+from metabook.text import LinearProbe, SparsePrototypes, TfIdf
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,40 @@ def test_numbers_in_the_place_of_rows_are_refused(pool: TextData) -> None:
     encoded = pool.with_features(torch.rand(len(pool.texts), 3))
     with pytest.raises(ValueError, match="row numbers"):
         SparsePrototypes(csr_array(np.eye(3))).predict(EpisodeSampler(encoded).sample(1))
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_a_probe_is_at_the_minimum_of_its_objective(ways: int) -> None:
+    features = np.random.default_rng(0).normal(size=(60, 3))
+    pool = TextData.of([(f"text {n}", f"class {n % 6}") for n in range(60)])
+    episodes = EpisodeSampler(pool, ways=ways, shots=2, queries=3).sample(2)
+    logits = LinearProbe(features, strength=0.7).predict(episodes)
+    for task in range(2):
+        z, y = torch.from_numpy(features[episodes.support_x[task]]), episodes.support_y[task]
+        columns = 1 if ways == 2 else ways  # two classes have one vector: the logit of the first is zero
+        W = torch.zeros(3, columns, dtype=torch.float64, requires_grad=True)
+        b = torch.zeros(columns, dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.LBFGS([W, b], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+        def all_logits(z, W=W, b=b):
+            return F.pad(z @ W + b, (ways - W.shape[1], 0))
+
+        def objective(z=z, y=y, W=W, b=b, optimiser=optimiser, all_logits=all_logits):
+            optimiser.zero_grad()
+            loss = 0.5 * W.square().sum() + 0.7 * F.cross_entropy(all_logits(z), y, reduction="sum")
+            loss.backward()
+            return loss
+
+        optimiser.step(objective)
+        expected = all_logits(torch.from_numpy(features[episodes.query_x[task]])).detach().softmax(1)
+        torch.testing.assert_close(logits[task].double().softmax(1), expected, atol=2e-3, rtol=0)
+
+
+def test_a_probe_reads_sparse_features(tfidf: TfIdf, pool: TextData) -> None:
+    source = EpisodeSampler(pool, ways=3, shots=2, queries=2)
+    sparse, dense = (
+        LinearProbe(features, 10.0).predict(source.sample(2))
+        for features in (tfidf.sparse(pool.texts), tfidf.sparse(pool.texts).toarray())
+    )
+    torch.testing.assert_close(sparse, dense, atol=1e-2, rtol=0)
+    assert evaluate(LinearProbe(tfidf.sparse(pool.texts), 10.0), source, tasks=20).mean > 0.5

