@@ -3,10 +3,25 @@
 Needs the extra ``llm`` of the package (transformers, peft). Nothing else in metabook imports this.
 """
 
+from metabook.llm.adapted import AdaptedFeatures, LowerStates
 from metabook.llm.adapters import Adapter
 from metabook.llm.features import features
+from metabook.llm.few_shot import AdapterFewShot, MaskedAdapter, MetaAdapter
 from metabook.llm.in_context import InContext
 from metabook.llm.model import LanguageModel, load
 from metabook.llm.prototypes import LLMPrototypes, choose
 
-__all__ = ["Adapter", "InContext", "LLMPrototypes", "LanguageModel", "choose", "features", "load"]
+__all__ = [
+    "AdaptedFeatures",
+    "Adapter",
+    "AdapterFewShot",
+    "InContext",
+    "LLMPrototypes",
+    "LanguageModel",
+    "LowerStates",
+    "MaskedAdapter",
+    "MetaAdapter",
+    "choose",
+    "features",
+    "load",
+]

@@ -17,7 +17,7 @@ from metabook.episodes import generator_for
 from metabook.llm.features import decoder_layers
 from metabook.llm.model import LanguageModel
 
-__all__ = ["TARGETS", "Adapter"]
+__all__ = ["TARGETS", "Adapter", "resting"]
 
 #: The linear maps that get an adapter: all of a Llama's.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -118,6 +118,16 @@ class Adapter(nn.Module):
             yield self.lm
         finally:
             _switch(self.lm, before)
+
+
+@contextmanager
+def resting(lm: LanguageModel) -> Iterator[LanguageModel]:
+    """The model with no adapter at work."""
+    before = _switch(lm, None)
+    try:
+        yield lm
+    finally:
+        _switch(lm, before)
 
 
 def _switch(lm: LanguageModel, name: str | None) -> str | None:
