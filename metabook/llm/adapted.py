@@ -1,7 +1,7 @@
 """Features that an adapter changes, with the part of the model below the adapter computed once.
 
-An adapter on the upper layers leaves what enters them as it was. :class:`LowerStates` keeps those hidden states for each
-text, so that a training step, and every step of an adaptation, costs only the layers from there on.
+An adapter on the upper layers leaves what enters them as it was. :class:`LowerStates` keeps those hidden states for
+each text, so that a training step, and every step of an adaptation, costs only the layers from there on.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class LowerStates:
     pooling : {"last", "mean"}
         What the states are for, see :func:`~metabook.llm.features.features`: for ``"mean"`` a token is put before.
     template : str, optional
-        The text stands in the place of ``{x}``; unless given, :data:`~metabook.llm.features.ONE_WORD` for ``"last"`` and
-        the text alone for ``"mean"``.
+        The text stands in the place of ``{x}``; unless given, :data:`~metabook.llm.features.ONE_WORD` for ``"last"``
+        and the text alone for ``"mean"``.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """Few-shot learners that adapt a language model: LoRA on the support set, from a plain or from a meta-learned start.
 
 Gradient steps on a task change the adapter and nothing else; the classes' prototypes (J. Snell, K. Swersky, R. Zemel,
-2017) are then taken in the adapted features. The starts are meta-learned by the prototypical loss itself, by first-order
-MAML (C. Finn, P. Abbeel, S. Levine, 2017, https://arxiv.org/abs/1703.03400) or by Reptile (A. Nichol, J. Achiam,
-J. Schulman, 2018, https://arxiv.org/abs/1803.02999).
+2017) are then taken in the adapted features. The starts are meta-learned by the prototypical loss itself, by
+first-order MAML (C. Finn, P. Abbeel, S. Levine, 2017, https://arxiv.org/abs/1703.03400) or by Reptile (A. Nichol,
+J. Achiam, J. Schulman, 2018, https://arxiv.org/abs/1803.02999).
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class AdapterFewShot(ProtoNet):
     sharpness : float
         :math:`s`. Squared distances of unit vectors are at most 4: without it no probability is near 1.
     adam : bool
-        Inner steps are Adam's without momentum, as in Reptile's paper, with a state that starts anew in each task; False:
-        plain gradient descent.
+        Inner steps are Adam's without momentum, as in Reptile's paper, with a state that starts anew in each task;
+        False: plain gradient descent.
 
     Raises
     ------
@@ -105,7 +105,7 @@ class AdapterFewShot(ProtoNet):
         return self.net
 
     def embed(self, x: Tensor) -> Tensor:
-        """Embeddings ``[tasks, examples, width]`` of row numbers: vectors of the length :math:`\\sqrt s`."""
+        """Embeddings ``[tasks, examples, width]`` of row numbers: unit vectors, scaled for the sharpness."""
         return math.sqrt(self.sharpness) * self.net(x)
 
     def inner_loss(self, task: Episodes, step: int) -> Tensor:
@@ -191,8 +191,8 @@ class AdapterFewShot(ProtoNet):
 class MetaAdapter(AdapterFewShot):
     r"""The same with a start that is learned over training tasks.
 
-    - ``"prototypes"``: the prototypical loss *before* any inner step. With ``in_turn`` every text of the task in turn is
-      its class's only support text, for the price of one pass.
+    - ``"prototypes"``: the prototypical loss *before* any inner step. With ``in_turn`` every text of the task in turn
+      is its class's only support text, for the price of one pass.
     - ``"fomaml"``: the gradient of the query loss after ``train_steps`` inner steps, put in at the start.
     - ``"reptile"``: minus the way that ``train_steps`` inner steps on support *and* queries went; train it by
       ``fit(..., optimiser="sgd", lr=1.0, anneal="linear")``.
@@ -308,15 +308,14 @@ class MaskedAdapter(AdapterFewShot):
     .. math:: \mathcal L_{\text{mask}} = \frac{\sum_j w_j m_j \ell_j}{\sum_j w_j m_j}, \qquad
               \ell_j = -\log q_\theta(x_j \mid x_1, \dots, x_{j-1}),
 
-    over all tokens of all texts, where :math:`m_j` is 1 with probability ``rate`` and otherwise 0, anew in each step. A
-    causal model sees no token that it is asked for, so nothing needs to be replaced in its input. ``fit`` trains the start
-    by the same loss on the texts of the training tasks.
+    over all tokens of all texts, where :math:`m_j` is 1 with probability ``rate`` and otherwise 0, anew in each step.
+    A causal model sees no token that it is asked for, so nothing needs to be replaced in its input. ``fit`` trains the
+    start by the same loss on the texts of the training tasks.
 
     Parameters
     ----------
     features : AdaptedFeatures
-        The adapter has to act on at least one layer, the features can be those of any layer above it; the loss needs all
-        layers up to the last.
+        The features can be those of any layer above the adapter; the loss needs all layers up to the last.
     texts : LowerStates, optional
         The same pool without a template, which the loss is taken on; unless given, the states of ``features``, if
         they are plain texts (``pooling="mean"``).

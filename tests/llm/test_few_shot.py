@@ -1,4 +1,4 @@
-"""Adapters on tasks: kept lower states, inner steps, outer updates against hand computations, and nothing left behind."""
+"""Adapters on tasks: kept lower states, inner steps and outer updates by hand, and nothing left behind."""
 
 from __future__ import annotations
 
