@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from metabook.episodes import generator_for
 from metabook.learners import ProtoNet
 from metabook.llm import AdaptedFeatures, Adapter, AdapterFewShot, LowerStates, MaskedAdapter, MetaAdapter, load
 from metabook.llm.few_shot import METHODS, rarity
-from metabook.storage import StorageError, read_tensors, write_tensors
+from metabook.storage import read_tensors, write_tensors
 from metabook.training import ci95
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "adapters"
@@ -240,7 +241,7 @@ def main(
                 drawn = torch.randperm(len(pool.rows("train")), generator=generator_for("scale"))[:300]
                 sample = AdaptedFeatures(adapter, pool.states, layer, pool.rows("train")[drawn])
             learner = build(each, sample.beside(adapter), pool, settings)
-            file = WORK / f"{dataset}-{each}-{seed}-{abs(hash_of(key)):x}.safetensors"
+            file = WORK / f"{dataset}-{each}-{seed}-{hash_of(key):x}.safetensors"
             trained = train(learner, each, pool, settings, seed, file)
             kinds = {
                 f"5w{shots}s": judge(learner, pool.tasks(on, shots, 5, 1), tasks, adapt_tasks, steps or [0, 1, 5, 20])
@@ -253,16 +254,11 @@ def main(
 
 
 def hash_of(key: dict[str, Any]) -> int:
-    import zlib
-
     return zlib.crc32(json.dumps(key, sort_keys=True).encode())
 
 
 def read_runs(name: str) -> list[dict[str, Any]]:
-    try:
-        return results.read(name)["runs"]
-    except StorageError:
-        return []
+    return results.read(name)["runs"] if name in results.names() else []
 
 
 if __name__ == "__main__":

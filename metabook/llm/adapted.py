@@ -216,7 +216,7 @@ class AdaptedFeatures(nn.Module):
         batch: int = 32,
     ) -> None:
         super().__init__()
-        lowest = 0 if adapter.layers is None else min(adapter.layers)
+        lowest = adapter.lowest
         if lowest < states.layer:
             raise ValueError(f"the adapter changes layer {lowest}, but the states that are kept enter {states.layer}")
         if not lowest < layer <= states.lm.depth:
@@ -249,11 +249,11 @@ class AdaptedFeatures(nn.Module):
 
     def _pooled(self, rows: Tensor, adapter: Adapter | None) -> Tensor:
         """Pooled states ``[texts, width]``."""
-        ids = self.states.ids
-        order = sorted(range(len(rows)), key=lambda place: -len(ids[int(rows[place])]))
+        ids, numbers = self.states.ids, rows.tolist()
+        order = sorted(range(len(numbers)), key=lambda place: -len(ids[numbers[place]]))
         found = []
         for start in range(0, len(order), self.batch):
-            chunk = [int(rows[place]) for place in order[start : start + self.batch]]
+            chunk = [numbers[place] for place in order[start : start + self.batch]]
             states = self.states.above(chunk, self.layer, adapter).unsqueeze(0)
             lengths = [len(ids[row]) for row in chunk]
             found.append(pool(states, lengths, self.states.skipped, self.states.pooling)[0])

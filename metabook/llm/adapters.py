@@ -93,6 +93,11 @@ class Adapter(nn.Module):
         _switch(lm, None)
         self.reset(seed)
 
+    @property
+    def lowest(self) -> int:
+        """The lowest decoder layer that it changes."""
+        return 0 if self.layers is None else min(self.layers)
+
     def reset(self, seed: int | None = None) -> None:
         """The plain start: A drawn as PEFT draws it, B zero, so that the model computes what it did without.
 

@@ -144,9 +144,9 @@ class AdapterFewShot(ProtoNet):
                 return super().predict(episodes).unsqueeze(0)
         tasks = []
         for task in episodes.split(1):
-            with self._restored(), torch.no_grad():
+            with self.restored(), torch.no_grad():
                 tasks.append(
-                    [super(AdapterFewShot, self).predict(task) for n in self._descend(task, steps[-1]) if n in steps]
+                    [super(AdapterFewShot, self).predict(task) for n in self.descend(task, steps[-1]) if n in steps]
                 )
         return torch.stack([torch.cat(each) for each in zip(*tasks)])
 
@@ -158,7 +158,7 @@ class AdapterFewShot(ProtoNet):
         raise ValueError("a plain start is not trained: take MetaAdapter to learn one")
 
     @contextmanager
-    def _restored(self) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
         """After the block, values and gradients of the adapter are what they were."""
         before = [(p, p.detach().clone(), p.grad) for p in self.parameters()]
         try:
@@ -168,8 +168,15 @@ class AdapterFewShot(ProtoNet):
                 p.data.copy_(value)
                 p.grad = grad
 
-    def _descend(self, task: Episodes, steps: int) -> Iterator[int]:
-        """Change the adapter in place, step by step; yield how many were made: 0, 1, ..., ``steps``."""
+    def descend(self, task: Episodes, steps: int) -> Iterator[int]:
+        """Change the adapter in place, step by step; yield how many were made: 0, 1, ..., ``steps``.
+
+        Parameters
+        ----------
+        task : Episodes
+            One task.
+        steps : int
+        """
         params = list(self.parameters())
         optimiser = (
             torch.optim.Adam(params, self.inner_lr, betas=(0.0, 0.999))
@@ -247,7 +254,7 @@ class MetaAdapter(AdapterFewShot):
         params, total = list(self.parameters()), 0.0
         updates = [torch.zeros_like(p) for p in params]
         for task in episodes.split(1):
-            with self._restored():
+            with self.restored():
                 found, loss = self._fomaml(task) if self.method == "fomaml" else self._reptile(task)
             total = total + loss / len(episodes)
             for update, each in zip(updates, found):
@@ -258,7 +265,7 @@ class MetaAdapter(AdapterFewShot):
 
     def _fomaml(self, task: Episodes) -> tuple[list[Tensor], Tensor]:
         """The gradient of the query loss where the inner loop ends, and that loss."""
-        for _ in self._descend(task, self.train_steps):
+        for _ in self.descend(task, self.train_steps):
             pass
         loss = task_losses(ProtoNet.predict(self, task), task.query_y).mean()
         return list(torch.autograd.grad(loss, list(self.parameters()))), loss.detach()
@@ -268,7 +275,7 @@ class MetaAdapter(AdapterFewShot):
         x, y = torch.cat([task.support_x, task.query_x], 1), torch.cat([task.support_y, task.query_y], 1)
         both = Episodes(x, y, task.query_x, task.query_y, task.classes)
         start = [p.detach().clone() for p in self.parameters()]
-        for _ in self._descend(both, self.train_steps):
+        for _ in self.descend(both, self.train_steps):
             pass
         with torch.no_grad():
             loss = self.inner_loss(both, self.train_steps)
@@ -335,7 +342,8 @@ class MaskedAdapter(AdapterFewShot):
     Raises
     ------
     ValueError
-        For texts that stand in a template, or another number of them, or a rate that is not in (0, 1].
+        For texts that stand in a template, or another number of them, or states from above the adapter's lowest layer,
+        or a rate that is not in (0, 1].
     """
 
     def __init__(
@@ -358,6 +366,10 @@ class MaskedAdapter(AdapterFewShot):
             raise ValueError('the loss is for plain texts: give LowerStates(lm, texts, layer, pooling="mean")')
         if len(texts) != len(features.states):
             raise ValueError(f"{len(texts)} texts, but the features are of {len(features.states)}")
+        if texts.layer > features.adapter.lowest:
+            raise ValueError(
+                f"the adapter changes layer {features.adapter.lowest}, but the texts' states enter layer {texts.layer}"
+            )
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be above 0 and at most 1, not {rate}")
         super().__init__(features, inner_lr, steps, sharpness=sharpness, adam=adam)

@@ -223,7 +223,7 @@ def test_steps_lower_the_inner_loss(own, source) -> None:
     learner = AdapterFewShot(adapted(own, scale=0.05), inner_lr=1e-2)
     (task,) = source.sample(1).split(1)
     losses = []
-    for _ in learner._descend(task, 6):
+    for _ in learner.descend(task, 6):
         losses.append(learner.inner_loss(task, 0).item())
     assert losses[-1] < 0.9 * losses[0]
 
@@ -428,5 +428,7 @@ def test_errors(own, source) -> None:
         MaskedAdapter(net)
     with pytest.raises(ValueError, match="3 texts, but the features are of 20"):
         MaskedAdapter(net, LowerStates(own, POOL[:3], 1, "mean"))
+    with pytest.raises(ValueError, match="but the texts' states enter layer 2"):
+        MaskedAdapter(net, LowerStates(own, POOL, 2, "mean"))
     with pytest.raises(ValueError, match="rate must be"):
         MaskedAdapter(net, LowerStates(own, POOL, 1, "mean"), rate=0)
