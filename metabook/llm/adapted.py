@@ -149,7 +149,7 @@ class LowerStates:
         digest = hashlib.sha256(repr((self.layer, self.pooling, self.ids)).encode())
         for name, weight in self.lm.model.named_parameters():
             if ".lora_" not in name:
-                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

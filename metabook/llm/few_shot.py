@@ -251,17 +251,17 @@ class MetaAdapter(AdapterFewShot):
             loss = self.loss(episodes)
             loss.backward()
             return loss.detach()
-        params, total = list(self.parameters()), 0.0
+        params, total = list(self.parameters()), torch.zeros((), device=episodes.device)
         updates = [torch.zeros_like(p) for p in params]
         for task in episodes.split(1):
             with self.restored():
                 found, loss = self._fomaml(task) if self.method == "fomaml" else self._reptile(task)
-            total = total + loss / len(episodes)
+            total += loss / len(episodes)
             for update, each in zip(updates, found):
                 update += each / len(episodes)
         for p, update in zip(params, updates):
             p.grad = update if p.grad is None else p.grad + update
-        return torch.as_tensor(total)
+        return total
 
     def _fomaml(self, task: Episodes) -> tuple[list[Tensor], Tensor]:
         """The gradient of the query loss where the inner loop ends, and that loss."""
