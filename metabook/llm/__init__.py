@@ -3,17 +3,24 @@
 Needs the extra ``llm`` of the package (transformers, peft). Nothing else in metabook imports this.
 """
 
+from metabook.llm.adapted import AdaptedFeatures, LowerStates
 from metabook.llm.adapters import Adapter
 from metabook.llm.features import cached_features, features
+from metabook.llm.few_shot import AdapterFewShot, MaskedAdapter, MetaAdapter
 from metabook.llm.in_context import InContext
 from metabook.llm.model import LanguageModel, load
 from metabook.llm.prototypes import LLMPrototypes, choose
 
 __all__ = [
+    "AdaptedFeatures",
     "Adapter",
+    "AdapterFewShot",
     "InContext",
     "LLMPrototypes",
     "LanguageModel",
+    "LowerStates",
+    "MaskedAdapter",
+    "MetaAdapter",
     "cached_features",
     "choose",
     "features",

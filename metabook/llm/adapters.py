@@ -17,7 +17,7 @@ from metabook.episodes import generator_for
 from metabook.llm.features import decoder_layers
 from metabook.llm.model import LanguageModel
 
-__all__ = ["TARGETS", "Adapter"]
+__all__ = ["TARGETS", "Adapter", "resting"]
 
 #: The linear maps that get an adapter: all of a Llama's.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -93,6 +93,11 @@ class Adapter(nn.Module):
         _switch(lm, None)
         self.reset(seed)
 
+    @property
+    def lowest(self) -> int:
+        """The lowest decoder layer that it changes."""
+        return 0 if self.layers is None else min(self.layers)
+
     def reset(self, seed: int | None = None) -> None:
         """The plain start: A drawn as PEFT draws it, B zero, so that the model computes what it did without.
 
@@ -118,6 +123,16 @@ class Adapter(nn.Module):
             yield self.lm
         finally:
             _switch(self.lm, before)
+
+
+@contextmanager
+def resting(lm: LanguageModel) -> Iterator[LanguageModel]:
+    """The model with no adapter at work."""
+    before = _switch(lm, None)
+    try:
+        yield lm
+    finally:
+        _switch(lm, before)
 
 
 def _switch(lm: LanguageModel, name: str | None) -> str | None:

@@ -24,7 +24,16 @@ from tqdm import tqdm
 from metabook.data import store
 from metabook.llm.model import LanguageModel
 
-__all__ = ["ONE_WORD", "POOLINGS", "cached_features", "decoder_layers", "features", "fingerprint", "hidden_states"]
+__all__ = [
+    "ONE_WORD",
+    "POOLINGS",
+    "cached_features",
+    "decoder_layers",
+    "features",
+    "fingerprint",
+    "hidden_states",
+    "pool",
+]
 
 #: The template that asks for a text's meaning in its last token.
 ONE_WORD = 'This sentence: "{x}" means in one word: "'
@@ -88,7 +97,7 @@ def features(
         for start in range(0, len(order), batch):
             chunk = [ids[row] for row in order[start : start + batch]]
             states = hidden_states(lm, chunk, layers)
-            pooled.append(_pool(states, [len(tokens) for tokens in chunk], len(before), pooling))
+            pooled.append(pool(states, [len(tokens) for tokens in chunk], len(before), pooling))
             bar.update(len(chunk))
     if not pooled:
         return torch.empty([len(layers), 0, lm.width][isinstance(layer, int) :], device=lm.device)
@@ -167,7 +176,7 @@ def fingerprint(lm: LanguageModel) -> str:
     return digest.hexdigest()
 
 
-def _pool(states: Tensor, lengths: list[int], skipped: int, pooling: str) -> Tensor:
+def pool(states: Tensor, lengths: list[int], skipped: int, pooling: str) -> Tensor:
     """``[layers, texts, tokens, width]`` to ``[layers, texts, width]``, without the padding."""
     states = states if states.dtype == torch.float64 else states.float()
     ends = torch.tensor(lengths, device=states.device)
