@@ -7,9 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -23,7 +21,7 @@ from metabook.files import UserError
 from metabook.learners import MAML, Learner, NearestNeighbour
 from metabook.recipes import NAMED, RECIPES, Recipe, recipe, task_source
 from metabook.storage import describe, load, read_tensors, save
-from metabook.training import choose_device, evaluate, fit, seed_everything
+from metabook.training import choose_device, evaluate, fit, seconds_per_step, seed_everything
 
 app = typer.Typer(
     help="Train and evaluate meta-learners: the command line of the book's package.",
@@ -35,7 +33,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="The data sets: what there is, and fetching it ahead of time.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-PILOT_STEPS = 10
 LEARNERS = tuple(dict.fromkeys(name for known in RECIPES.values() for name in known))
 DataName = Annotated[str, typer.Option(help="Data set: see `metabook data list`.")]
 Ways = Annotated[int | None, typer.Option(help="Classes a task. [default: the learner's recipe]")]
@@ -161,11 +158,7 @@ def _steps(
         run = read_tensors(checkpoint)[1].get("run", {})
         if run.get("origin", {}).get("minutes") == minutes:
             return int(run["steps"])
-    pilot = partial(fit, deepcopy(built), source, **arguments, progress=False)
-    pilot(steps=2)  # the first steps pay for what is set up once
-    started = time.monotonic()
-    pilot(steps=PILOT_STEPS)
-    return max(1, round(60 * minutes / (time.monotonic() - started) * PILOT_STEPS))
+    return max(1, round(60 * minutes / seconds_per_step(built, source, clock=time.monotonic, **arguments)))
 
 
 @app.command("evaluate")
