@@ -82,6 +82,7 @@ def layer_features(net: nn.Module, params: Parameters, x: Tensor) -> dict[str, T
     Returns
     -------
     dict of str to Tensor [tasks, examples, features]
+        On the CPU.
 
     Raises
     ------
@@ -91,7 +92,7 @@ def layer_features(net: nn.Module, params: Parameters, x: Tensor) -> dict[str, T
     layers, found = _layers(net), []
 
     def keep(seen: dict[str, Tensor], name: str, out: Tensor) -> None:
-        seen[name] = out.detach().flatten(1)
+        seen[name] = out.detach().flatten(1).cpu()
 
     with torch.no_grad():
         for task, inputs in enumerate(x):
