@@ -28,7 +28,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from few_shot import pilot_seconds
 from tqdm import tqdm
 
 from metabook import Episodes, EpisodeSampler, LabelledData, data, evaluate, fit, results, seed_everything
@@ -37,7 +36,7 @@ from metabook.learners import Learner, NearestNeighbour, PretrainedNearestMean
 from metabook.nets import Conv4
 from metabook.recipes import Recipe, few_alphabets
 from metabook.storage import load, read_tensors, save, write_bytes
-from metabook.training import ci95
+from metabook.training import ci95, seconds_per_step
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "few_alphabets"
 WAYS = 20
@@ -114,7 +113,7 @@ def trained(name: str, pool: LabelledData, seed: int, budget: float, place: Path
     if note.exists():
         steps = json.loads(note.read_text())["steps"]
     else:
-        steps = max(1, round(budget / pilot_seconds(learner, source, arguments)))
+        steps = max(1, round(budget / seconds_per_step(learner, source, **arguments)))
         write_bytes(note, json.dumps({"steps": steps}).encode())
     done = len(read_tensors(checkpoint)[0]["losses"]) if checkpoint.exists() else 0
     started = time.process_time()

@@ -18,7 +18,6 @@ import multiprocessing
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +31,7 @@ from metabook.learners import FineTune, Learner, NearestNeighbour
 from metabook.nets import Conv4
 from metabook.recipes import recipe, task_source
 from metabook.storage import load, save, write_bytes
+from metabook.training import seconds_per_step
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
 KINDS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w1s": (20, 1)}
@@ -51,36 +51,46 @@ LEARNERS = {
     "ANIL": "ANIL",
     "Reptile": "Reptile",
 }
+UNTRAINED = ("NearestNeighbour", "FineTune")
 BASELINES = ("NearestNeighbour", "FineTune", "PretrainedNearestMean", "SimpleShot", "PretrainedLinearProbe")
 TEST_TASKS = 600
 SCRATCH_TASKS = 200  # of each seed: fine-tuning from scratch trains a network a task
 
 
-def pilot_seconds(learner: Learner, source: EpisodeSampler, arguments: dict[str, Any]) -> float:
-    """CPU seconds of a training step."""
-    copy = deepcopy(learner)
-    fit(copy, source, steps=2, **arguments, progress=False)
-    started = time.process_time()
-    fit(copy, source, steps=8, **arguments, progress=False)
-    return (time.process_time() - started) / 8
+def untrained(name: str, ways: int, factor: float = 1.0) -> Learner:
+    """A learner that does not meta-train, for tasks of so many ways."""
+    if name == "NearestNeighbour":
+        return NearestNeighbour()
+    return FineTune(Conv4(ways, channels=32, downsample="stride"), inner_lr=0.1 * factor, steps=30)
 
 
 def trained(
-    name: str, seed: int, dataset: str, options: dict[str, str], budget: float, folder: Path
+    name: str,
+    seed: int,
+    dataset: str,
+    options: dict[str, str],
+    budget: float,
+    folder: Path,
+    split: str = "train+validation",
+    factor: float = 1.0,
 ) -> tuple[Learner, int, float]:
-    """The learner after ``budget`` CPU seconds of meta-training, the steps that these were, and their CPU time."""
-    seed_everything(seed)
-    if name == "NearestNeighbour":
-        return NearestNeighbour(), 0, 0.0
-    file, note = folder / f"{name}-{seed}.safetensors", folder / f"{name}-{seed}.json"
+    """The learner after ``budget`` CPU seconds of meta-training, the steps that these were, and their CPU time.
+
+    ``factor`` multiplies the outer learning rate of its recipe.
+    """
+    stem = f"{name}-{seed}" if factor == 1.0 else f"{name}-{seed}-{factor:g}"
+    file, note = folder / f"{stem}.safetensors", folder / f"{stem}.json"
     if file.exists() and note.exists():
         return load(file), *json.loads(note.read_text())
+    seed_everything(seed)
     chosen = recipe("MAML" if name == "FOMAML" else name, dataset)
     settings = {"background": options.get("background"), **chosen.tasks_settings(), "seed": seed}
-    source = task_source(dataset, "train+validation", **settings, device="cpu")
-    learner = chosen.build(chosen.ways, len(source.data), name == "FOMAML")
+    source = task_source(dataset, split, **settings, device="cpu")
+    classes = len(source.data) if isinstance(source, EpisodeSampler) else 0
+    learner = chosen.build(chosen.ways, classes, name == "FOMAML")
     arguments = {**chosen.fit, "tasks": chosen.tasks, "seed": seed}
-    steps = max(1, round(budget / pilot_seconds(learner, source, arguments)))
+    arguments["lr"] = factor * arguments.get("lr", 1e-3)
+    steps = max(1, round(budget / seconds_per_step(learner, source, **arguments)))
     started = time.process_time()
     fit(learner, source, steps=steps, **arguments, progress=False)
     seconds = time.process_time() - started
@@ -93,21 +103,16 @@ def measure(name: str, seed: int, dataset: str, options: dict[str, str], budget:
     """Train one learner with one seed and score it on every kind of task that it can solve."""
     torch.set_num_threads(1)
     learner, steps, seconds = (
-        trained(name, seed, dataset, options, budget, folder) if name != "FineTune" else (None, 0, 0.0)
+        (None, 0, 0.0) if name in UNTRAINED else trained(name, seed, dataset, options, budget, folder)
     )
     pool, scores = data.load(dataset, "test"), {}
     for kind, (ways, shots) in KINDS.items():
         source = EpisodeSampler(pool, ways, shots, 15, seed=1)
-        judged, tasks = learner, TEST_TASKS
-        if name == "FineTune":
-            seed_everything(seed)
-            judged, tasks = (
-                FineTune(Conv4(ways, channels=32, downsample="stride"), inner_lr=0.1, steps=30),
-                SCRATCH_TASKS,
-            )
-        elif getattr(getattr(judged, "net", None), "outputs", None) not in (None, ways):
+        seed_everything(seed)
+        judged = learner or untrained(name, ways)
+        if getattr(getattr(judged, "net", None), "outputs", None) not in (None, ways):
             continue  # a head of another number of ways
-        result = evaluate(judged, source, tasks=tasks)
+        result = evaluate(judged, source, tasks=SCRATCH_TASKS if name == "FineTune" else TEST_TASKS)
         scores[kind] = (result.scores[0].tolist(), result.transductive)
     return {"name": name, "seed": seed, "steps": steps, "cpu_seconds": seconds, "scores": scores}
 

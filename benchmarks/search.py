@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from few_shot import pilot_seconds
 from tqdm import tqdm
 
 from metabook import EpisodeSampler, data, evaluate, fit, results, seed_everything
@@ -27,6 +26,7 @@ from metabook.learners import ANIL, MAML, Learner, MetaSGD, Reptile
 from metabook.nets import Conv4
 from metabook.recipes import recipe, task_source
 from metabook.storage import write_bytes
+from metabook.training import seconds_per_step
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
 TASKS = 200
@@ -72,7 +72,7 @@ def measure(number: int, background: str, budget: float, folder: Path) -> dict[s
     source = task_source("omniglot", "train", background=background, **base.tasks_settings(), seed=0, device="cpu")
     learner = KINDS[chosen["kind"]](Conv4(base.ways, chosen["channels"], "stride"), **chosen["learner"])
     arguments = {**base.fit, "tasks": base.tasks, "seed": 0}
-    steps = max(1, round(budget / pilot_seconds(learner, source, arguments)))
+    steps = max(1, round(budget / seconds_per_step(learner, source, **arguments)))
     started = time.process_time()
     fit(learner, source, steps=steps, **arguments, progress=False)
     seconds = time.process_time() - started

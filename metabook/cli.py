@@ -7,9 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -23,7 +21,7 @@ from metabook.files import UserError
 from metabook.learners import MAML, Learner, NearestNeighbour
 from metabook.recipes import NAMED, RECIPES, Recipe, recipe, task_source
 from metabook.storage import describe, load, read_tensors, save
-from metabook.training import choose_device, evaluate, fit, seed_everything
+from metabook.training import choose_device, evaluate, fit, seconds_per_step, seed_everything
 
 app = typer.Typer(
     help="Train and evaluate meta-learners: the command line of the book's package.",
@@ -37,7 +35,6 @@ app.add_typer(data_app, name="data")
 results_app = typer.Typer(help="The measured records that the book's tables are read from.", no_args_is_help=True)
 app.add_typer(results_app, name="results")
 
-PILOT_STEPS = 10
 LEARNERS = tuple(dict.fromkeys(name for known in RECIPES.values() for name in known))
 DataName = Annotated[str, typer.Option(help="Data set: see `metabook data list`.")]
 Ways = Annotated[int | None, typer.Option(help="Classes a task. [default: the learner's recipe]")]
@@ -163,11 +160,7 @@ def _steps(
         run = read_tensors(checkpoint)[1].get("run", {})
         if run.get("origin", {}).get("minutes") == minutes:
             return int(run["steps"])
-    pilot = partial(fit, deepcopy(built), source, **arguments, progress=False)
-    pilot(steps=2)  # the first steps pay for what is set up once
-    started = time.monotonic()
-    pilot(steps=PILOT_STEPS)
-    return max(1, round(60 * minutes / (time.monotonic() - started) * PILOT_STEPS))
+    return max(1, round(60 * minutes / seconds_per_step(built, source, clock=time.monotonic, **arguments)))
 
 
 @app.command("evaluate")

@@ -15,15 +15,21 @@ from metabook.episodes import EpisodeSampler, TaskSource
 from metabook.learners import (
     ANIL,
     MAML,
+    ALPaCA,
+    DeepKernelTransfer,
     FineTune,
+    GaussianPrototypes,
+    LearnedOptimiser,
     Learner,
     MatchingNet,
     MetaSGD,
+    NeuralProcess,
     PretrainedLinearProbe,
     PretrainedNearestMean,
     ProtoNet,
     RelationNet,
     Reptile,
+    StudentALPaCA,
 )
 from metabook.nets import MLP, Conv4, ConvMaps, RelationHead
 
@@ -96,6 +102,21 @@ def _anil(ways: int, classes: int, first_order: bool) -> Learner:
     return ANIL(_small(ways), inner_lr=0.4, steps=5, first_order=first_order, eval_steps=5)
 
 
+def _gaussian(*_: Any) -> Learner:
+    net = _embedding()
+    return GaussianPrototypes(net, net.features)
+
+
+def _attentive(ways: int, *_: Any) -> Learner:
+    net = _embedding()
+    return NeuralProcess(net.features, ways, 64, attention=True, embed=net, regression=False)
+
+
+def _optimiser(ways: int, *_: Any) -> Learner:
+    # A state for every weight: a quarter of the others' filters is what a CPU can unroll.
+    return LearnedOptimiser(Conv4(ways, channels=8, downsample="stride"), steps=5, hidden=10, learn_init=True)
+
+
 # The gradient family's inner rates and steps are those of benchmarks/search.py: candidates on Omniglot's validation
 # alphabets, of which a later one has to be better by more than the interval. The rest was chosen by hand, and on test
 # classes: ProtoNet's as the best of four variants on Omniglot's evaluation characters, MAML's optimiser and width as
@@ -122,6 +143,42 @@ _CHARACTERS = {
         *(5, 1, 5, 4),
         dict(lr=1e-3, anneal="cosine", average=0.98),
     ),
+    "NeuralProcess": Recipe(_attentive, 5, 1, 3, 8, dict(lr=3e-3, anneal="cosine", average=0.98)),
+    "LearnedOptimiser": Recipe(_optimiser, 5, 1, 3, 4, dict(lr=3e-3, anneal="cosine", clip=1.0)),
+    "GaussianPrototypes": Recipe(_gaussian, 32, 1, 3, 2, _ANNEALED),
+}
+
+
+def _features() -> MLP:
+    return MLP(1, (40, 40), 16)
+
+
+def _learned_rates(_: int, __: int, first_order: bool) -> Learner:
+    return MAML(MLP(), 0.01, 3, first_order, eval_steps=3, learn_rates=True, multi_step=300)
+
+
+# Sixteen or 25 tasks a step, whichever the chapters that introduce the learners have.
+_CURVES = dict(lr=3e-3, anneal="cosine")
+_REGRESSION = {
+    "MAML": Recipe(lambda _, __, first: MAML(MLP(), 0.01, 1, first, eval_steps=10), 1, 10, 10, 25, _CURVES),
+    "MAML++": Recipe(_learned_rates, 1, 10, 10, 25, _CURVES),
+    "MetaSGD": Recipe(lambda _, __, first: MetaSGD(MLP(), 0.01, 1, first), 1, 10, 10, 25, _CURVES),
+    "ANIL": Recipe(lambda _, __, first: ANIL(MLP(), 0.01, 5, first), 1, 10, 10, 25, _CURVES),
+    "Reptile": Recipe(
+        lambda *_: Reptile(MLP(), inner_lr=0.01, steps=5, batch=10, eval_steps=20),
+        *(1, 10, 10, 10),
+        dict(lr=1.0, anneal="linear", optimiser="sgd"),
+    ),
+    "FineTune": Recipe(lambda *_: FineTune(MLP(), inner_lr=0.01, steps=10), 1, 10, 10, 25, _CURVES),
+    "LearnedOptimiser": Recipe(
+        lambda *_: LearnedOptimiser(MLP(), steps=5, scale=0.03, learn_init=True), 1, 10, 10, 4, {**_CURVES, "clip": 1.0}
+    ),
+    "NeuralProcess": Recipe(lambda *_: NeuralProcess(attention=True), 1, 10, 10, 16, _CURVES),
+    "ALPaCA": Recipe(lambda *_: ALPaCA(_features(), 16), 1, 10, 10, 16, _CURVES),
+    "StudentALPaCA": Recipe(lambda *_: StudentALPaCA(_features(), 16), 1, 10, 10, 16, _CURVES),
+    # All points of a task count in the marginal likelihood: as many as the support of the test tasks has.
+    "DKTLinear": Recipe(lambda *_: DeepKernelTransfer(_features(), kernel="linear"), 1, 5, 5, 16, _CURVES),
+    "DKTRBF": Recipe(lambda *_: DeepKernelTransfer(_features(), kernel="rbf"), 1, 5, 5, 16, _CURVES),
 }
 
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -132,10 +189,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "omniglot": {
         name: replace(each, within_group=0.5, distort=True, rotate=True) for name, each in _CHARACTERS.items()
     },
-    "sinusoids": {
-        "MAML": Recipe(lambda _, __, first: MAML(MLP(), 0.01, 1, first, eval_steps=10), 1, 10, 10, 25),
-        "FineTune": Recipe(lambda *_: FineTune(MLP(), inner_lr=0.01, steps=10), 1, 10, 10, 25),
-    },
+    "sinusoids": _REGRESSION,
 }
 
 

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from metabook.episodes import Episodes, TaskSource
 from metabook.learners import Learner, task_losses
 from metabook.storage import StorageError, describe, read_tensors, write_tensors
 
-__all__ = ["Evaluation", "History", "choose_device", "ci95", "evaluate", "fit", "seed_everything"]
+__all__ = ["Evaluation", "History", "choose_device", "ci95", "evaluate", "fit", "seconds_per_step", "seed_everything"]
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -191,6 +192,36 @@ def fit(
     learner.eval()
     run.history.seconds = time.monotonic() - started
     return run.history
+
+
+def seconds_per_step(
+    learner: Learner,
+    source: TaskSource,
+    *,
+    steps: int = 8,
+    clock: Callable[[], float] = time.process_time,
+    **arguments: Any,
+) -> float:
+    """How long a meta-training step takes, found on a copy: what a budget of time divides by.
+
+    Parameters
+    ----------
+    learner, source, **arguments
+        Of :func:`fit`.
+    steps : int
+        So many are timed, after two that pay for what is set up once.
+    clock : callable
+        Of seconds: CPU time, or :func:`time.monotonic`.
+
+    Returns
+    -------
+    float
+    """
+    copy = deepcopy(learner)
+    fit(copy, source, steps=2, **arguments, progress=False)
+    started = clock()
+    fit(copy, source, steps=steps, **arguments, progress=False)
+    return (clock() - started) / steps
 
 
 def _moving_average(learner: Learner, decay: float) -> AveragedModel:

@@ -176,3 +176,15 @@ def test_the_head_of_the_features_is_the_whole(name):
 def test_a_net_whose_last_layer_is_unknown_is_refused():
     with pytest.raises(ValueError, match="no layer that is known to be its last"):
         batched.head_names(nn.Bilinear(1, 1, 1))
+
+
+def test_new_weights_of_a_net_with_batch_norm_are_new_for_each_task():
+    net = Conv4(5, 4, "stride")
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(7.0)
+    drawn = batched.initialise(net, 2)
+    assert torch.equal(drawn["blocks.1.weight"], torch.ones(2, 4))
+    assert torch.equal(drawn["blocks.1.bias"], torch.zeros(2, 4))
+    assert not torch.equal(*drawn["blocks.0.weight"])
+    assert all((p == 7.0).all() for p in net.parameters())

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from metabook.memory import saved_bytes
+from metabook.memory import peak_bytes, saved_bytes
 
 N = 1000  # float64: 8 bytes each
 
@@ -58,3 +58,27 @@ def test_gradients_are_what_they_were():
     x = leaf()
     saved_bytes(lambda: x.exp().sum().backward())
     torch.testing.assert_close(x.grad, x.detach().exp())
+
+
+def test_the_peak_counts_what_is_alive_at_one_time():
+    x = torch.rand(N, dtype=torch.float64)
+    assert peak_bytes(lambda: x + x) == 8 * N  # x was there before
+    assert peak_bytes(lambda: (x + x) * (x - x)) == 3 * 8 * N  # two terms and their product
+    assert peak_bytes(lambda: x.exp().exp().exp().exp()) == 2 * 8 * N  # each link goes when the next one is made
+
+
+def test_views_and_changes_in_place_make_no_new_memory():
+    x = torch.rand(N, dtype=torch.float64)
+    assert peak_bytes(lambda: (x.view(10, 100).T[:5], x.add_(1))) == 0
+    assert peak_bytes(lambda: (x + 1).view(10, 100).add_(1).T[:5]) == 8 * N
+
+
+def test_a_graph_that_is_kept_counts_and_the_backward_pass_too():
+    x = leaf()
+
+    def chain(gradients):
+        with torch.set_grad_enabled(gradients):
+            y = x.exp().exp().exp()
+            return y.sum().backward() if gradients else y
+
+    assert peak_bytes(lambda: chain(True)) >= 4 * 8 * N > peak_bytes(lambda: chain(False))

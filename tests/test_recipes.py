@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from metabook import EpisodeSampler, LabelledData, fit, load, recipes, save
-from metabook.data import distort
+from metabook.data import Sinusoids, distort
 from metabook.episodes import Episodes, generator_for
 from metabook.recipes import NAMED, RECIPES, few_alphabets, recipe, task_source
 
@@ -33,6 +33,34 @@ def test_the_metric_learners_have_a_recipe_that_trains(name, omniglot):
     assert not learner.transductive
     other = EpisodeSampler(source.data, 7, 2, 1).sample(1)  # an embedding serves any number of ways and shots
     assert learner.predict(other).shape == (1, 7, 7)
+
+
+@pytest.mark.parametrize("name", ["GaussianPrototypes", "NeuralProcess", "LearnedOptimiser"])
+def test_the_bayesian_and_the_black_box_learners_train_on_characters_and_are_saved(name, omniglot, tmp_path):
+    chosen = recipe(name, "omniglot")
+    source = task_source("omniglot", "train", background=None, **chosen.tasks_settings(), seed=0, device="cpu")
+    learner, history = trained(chosen, source)
+    assert np.isfinite(history.losses).all()
+    save(learner, tmp_path / "learner.safetensors")
+    episodes = EpisodeSampler(source.data, 5, 2, 1).sample(1)
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path).predict(episodes), learner.eval().predict(episodes))
+
+
+@pytest.mark.parametrize("name", RECIPES["sinusoids"])
+def test_every_recipe_for_sinusoids_trains_serves_other_shots_and_is_saved(name, tmp_path):
+    chosen = recipe(name, "sinusoids")
+    source = task_source("sinusoids", "train", background=None, **chosen.tasks_settings(), seed=0, device="cpu")
+    learner = chosen.build(chosen.ways, 0, False)
+    history = fit(learner, source, steps=3, tasks=2, **chosen.fit, progress=False)
+    assert np.isfinite(history.losses).all()
+    save(learner, tmp_path / "learner.safetensors")
+    with torch.no_grad():
+        for shots in (5, 20):
+            episodes = Sinusoids(shots, 7, seed=1).sample(3)
+            answers = learner.eval().predict(episodes)
+            assert answers.shape == (3, 7, 1)
+            torch.testing.assert_close(load(tmp_path).predict(episodes), answers)
 
 
 def test_the_published_relation_net_is_that_of_its_authors(omniglot):

@@ -15,7 +15,7 @@ from metabook.data import Sinusoids
 from metabook.learners import MAML, NearestNeighbour, ProtoNet
 from metabook.nets import MLP, Conv4
 from metabook.storage import StorageError
-from metabook.training import Evaluation, ci95
+from metabook.training import Evaluation, ci95, seconds_per_step
 
 SETTINGS = dict(steps=12, tasks=4, lr=1e-2, anneal="cosine", weight_decay=0.1, average=0.9, clip=1.0, progress=False)
 
@@ -270,3 +270,11 @@ def test_everything_runs_on_a_gpu(make, make_pool):
     learner = make().cuda()
     fit(learner, source, steps=20, progress=False)
     assert evaluate(learner, source, tasks=20).mean > 0.8
+
+
+def test_a_pilot_run_times_steps_and_leaves_the_learner_alone():
+    learner, source, ticks = MAML(MLP(), 0.01), Sinusoids(5, 5), iter([10.0, 14.0])
+    before = [p.detach().clone() for p in learner.parameters()]
+    assert seconds_per_step(learner, source, steps=8, clock=lambda: next(ticks), tasks=2) == 0.5
+    assert all(torch.equal(p, q) for p, q in zip(learner.parameters(), before, strict=True))
+    assert seconds_per_step(learner, source, steps=2, tasks=2) > 0
