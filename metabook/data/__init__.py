@@ -18,6 +18,7 @@ from metabook.data.glyphs import glyphs
 from metabook.data.images import rotations
 from metabook.data.intents import banking77, clinc150, fetch_banking77, fetch_clinc150, intents
 from metabook.data.intents import fetch as _fetch_intents
+from metabook.data.linear import LinearFunctions
 from metabook.data.omniglot import fetch as _fetch_omniglot
 from metabook.data.omniglot import omniglot
 from metabook.data.quadratics import Quadratics
@@ -31,6 +32,7 @@ __all__ = [
     "REGISTRY",
     "DataError",
     "DataSet",
+    "LinearFunctions",
     "Quadratics",
     "Sinusoids",
     "TextData",

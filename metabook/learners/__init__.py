@@ -9,6 +9,7 @@ from metabook.learners.matching import MatchingNet
 from metabook.learners.prototypes import ProtoNet
 from metabook.learners.relation import RelationNet
 from metabook.learners.reptile import Reptile
+from metabook.learners.transformer import InContextTransformer
 
 __all__ = [
     "ANIL",
@@ -17,6 +18,7 @@ __all__ = [
     "DeepKernelTransfer",
     "FineTune",
     "GaussianPrototypes",
+    "InContextTransformer",
     "LearnedOptimiser",
     "Learner",
     "MatchingNet",
