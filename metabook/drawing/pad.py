@@ -1,0 +1,4 @@
+from pathlib import Path
+
+EMBEDDING = Path(__file__).with_name("embedding.safetensors")
+pad = published = None
