@@ -7,7 +7,8 @@ evaluation characters, and what is left of it when the queries are moved, scaled
 No setting was chosen here: the network is the largest of three that trains 1,800 steps within five CPU minutes.
 
     METABOOK_DATA=~/data python benchmarks/drawing.py
-    METABOOK_DATA=~/data python benchmarks/drawing.py --steps 20 --tasks 60 --characters 40 --name try_drawing --no-export
+    METABOOK_DATA=~/data python benchmarks/drawing.py --steps 20 --tasks 60 --characters 40 --name try_drawing \
+        --no-export
 """
 
 from __future__ import annotations

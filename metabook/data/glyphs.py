@@ -21,6 +21,7 @@ from torch import Tensor
 
 from metabook.data import store
 from metabook.data.distort import distort
+from metabook.data.images import thinned
 from metabook.data.store import Arrays
 from metabook.episodes import LabelledData, generator_for
 

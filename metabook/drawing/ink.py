@@ -1,7 +1,7 @@
 """From strokes, or from a scanned drawing, to the picture that the embedding sees.
 
-Whoever draws on a screen draws larger, elsewhere and with another pen than whoever made the training data. All of that is
-taken away before the network looks: a drawing is moved and scaled so that its ink fills the same box, and is drawn
+Whoever draws on a screen draws larger, elsewhere and with another pen than whoever made the training data. All of that
+is taken away before the network looks: a drawing is moved and scaled so that its ink fills the same box, and is drawn
 anew with the same pen. ``pad.js`` does the same in the browser.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -24,6 +25,7 @@ BOX = 22.0  #: the longer side of the ink's box, from the middle of one line to 
 RADIUS = 0.75  #: of the pen, in pixels
 #: No box is taken to be smaller than this part of the paper's side: a dot stays a dot.
 SMALLEST = 1 / 8
+ENOUGH = 80  # pixels of a scan, whose lines can be thinned as it is
 
 
 def drawn(strokes: Sequence[Sequence[Sequence[float]]], paper: float = 1.0) -> Tensor:
@@ -65,7 +67,8 @@ def redrawn(data: LabelledData) -> LabelledData:
     Parameters
     ----------
     data : LabelledData
-        ``uint8 [n, 1, size, size]``, ink 255 on 0; 128 or more counts as ink. The larger the scans, the better.
+        ``uint8 [n, 1, size, size]``, ink 255 on 0; 128 or more counts as ink. Small ones are enlarged first, so that
+        the middle of a line can lie between two pixels.
 
     Returns
     -------
@@ -74,11 +77,14 @@ def redrawn(data: LabelledData) -> LabelledData:
     """
     out, pixels = np.zeros((len(data.x), 1, SIDE, SIDE), np.uint8), _pixels()
     for start in range(0, len(out), 256):
-        scans = np.pad(data.x[start : start + 256, 0].numpy() >= 128, ((0, 0), (1, 1), (1, 1)))
+        grey = data.x[start : start + 256].float()
+        if grey.shape[-1] < ENOUGH:
+            grey = F.interpolate(grey, scale_factor=ENOUGH // grey.shape[-1] + 1, mode="bilinear")
+        scans = np.pad(grey[:, 0].numpy() >= 128, ((0, 0), (1, 1), (1, 1)))
         for picture, line in zip(out[start:], thinned(scans)):
             rows, columns = np.nonzero(line)
             if len(rows):
-                points = _fitted(np.stack([columns, rows], 1).astype(float), data.x.shape[-1])
+                points = _fitted(np.stack([columns, rows], 1).astype(float), grey.shape[-1])
                 distance, _ = cKDTree(points).query(pixels, distance_upper_bound=RADIUS + 0.5)  # beyond: infinite
                 picture[:] = np.rint(255 * _ink(distance)).reshape(SIDE, SIDE)
     return LabelledData(torch.from_numpy(out), data.y, data.names, data.groups)
