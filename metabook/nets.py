@@ -177,11 +177,13 @@ def folded(net: Conv4) -> Conv4:
         raise ValueError(f"only running statistics can be folded into the weights, not norm={net.norm!r}")
     out = Conv4(net.outputs, net.channels, net.downsample, "none", net.in_channels, net.size).eval()
     out.head.load_state_dict(net.head.state_dict())
-    for conv, norm, target in zip(net.blocks, net.blocks[1:], out.blocks):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and isinstance(target, nn.Conv2d):
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            target.weight.copy_(conv.weight * scale[:, None, None, None])
-            target.bias.copy_(norm.bias + scale * (conv.bias - norm.running_mean))
+    targets = iter(each for each in out.blocks if isinstance(each, nn.Conv2d))
+    for conv, norm in pairwise(net.blocks):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            state, target = norm.state_dict(), next(targets)
+            scale = state["weight"] * (state["running_var"] + norm.eps).rsqrt()
+            bias = state["bias"] + scale * (conv.state_dict()["bias"] - state["running_mean"])
+            target.load_state_dict({"weight": conv.weight * scale[:, None, None, None], "bias": bias})
     return out
 
 
