@@ -212,9 +212,7 @@ class Transfer:
     @property
     def forgetting(self) -> float:
         """Mean loss since the best moment of each domain (the last domain left out)."""
-        return (
-            float((np.nanmax(self.accuracy[:-1], 0) - self.accuracy[-1])[:-1].mean()) if len(self.within) > 1 else 0.0
-        )
+        return float((np.nanmax(self.accuracy[:-1, :-1], 0) - self.accuracy[-1, :-1]).mean())
 
     @property
     def forward(self) -> float:
