@@ -97,6 +97,7 @@ def fragment(tmp_path_factory) -> Path:
 def page(browser, fragment) -> Iterator:
     context = browser.new_context(viewport={"width": 390, "height": 900}, has_touch=True)
     page = context.new_page()
+    page.set_default_timeout(120_000)  # machines under load
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: errors.append(request.url) if not request.url.startswith("file:") else None)
