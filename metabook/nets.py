@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "BatchNorm", "Conv4", "ConvMaps", "RelationHead"]
+__all__ = ["MLP", "BatchNorm", "Conv4", "ConvMaps", "RelationHead", "folded"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -154,6 +154,43 @@ class Conv4(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = self.blocks(x)
         return self.head(maps.flatten(1) if self.downsample == "pool" else maps.mean((2, 3)))
+
+
+@torch.no_grad()
+def folded(net: Conv4) -> Conv4:
+    r"""The same function without normalisation: what running statistics do to a convolution is put into its weights.
+
+    In evaluation a norm with mean :math:`\mu`, variance :math:`v`, scale :math:`\gamma` and shift :math:`\beta` is a
+    linear map of each channel: the weights are multiplied by :math:`a = \gamma / \sqrt{v + \epsilon}` and the bias
+    :math:`b` becomes :math:`\beta + a (b - \mu)`.
+
+    Parameters
+    ----------
+    net : Conv4
+        With ``norm="running"``.
+
+    Returns
+    -------
+    Conv4
+        With ``norm="none"``, in evaluation mode; the net itself is left as it is.
+
+    Raises
+    ------
+    ValueError
+        If the net has other norms.
+    """
+    if net.norm != "running":
+        raise ValueError(f"only running statistics can be folded into the weights, not norm={net.norm!r}")
+    out = Conv4(net.outputs, net.channels, net.downsample, "none", net.in_channels, net.size).eval()
+    out.head.load_state_dict(net.head.state_dict())
+    targets = iter(each for each in out.blocks if isinstance(each, nn.Conv2d))
+    for conv, norm in pairwise(net.blocks):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            state, target = norm.state_dict(), next(targets)
+            scale = state["weight"] * (state["running_var"] + norm.eps).rsqrt()
+            bias = state["bias"] + scale * (conv.state_dict()["bias"] - state["running_mean"])
+            target.load_state_dict({"weight": conv.weight * scale[:, None, None, None], "bias": bias})
+    return out
 
 
 class ConvMaps(nn.Sequential):

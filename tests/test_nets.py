@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metabook.nets import MLP, BatchNorm, Conv4
+from metabook.nets import MLP, BatchNorm, Conv4, folded
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,25 @@ def test_only_batch_statistics_make_an_answer_depend_on_the_company():
         net = Conv4(norm=norm).eval()
         alone, together = net(pictures[:1]), net(pictures)[:1]
         assert torch.allclose(alone, together, atol=1e-5) is not depends
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_folding_takes_the_norms_away_and_leaves_the_function(downsample):
+    net = Conv4(3, channels=(4, 5, 6, 7), downsample=downsample, norm="running")
+    for _ in range(3):
+        net(2 + torch.randn(16, 1, 28, 28))  # running statistics that are not those of the beginning
+    for norm in (each for each in net.blocks if isinstance(each, torch.nn.BatchNorm2d)):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    pictures = torch.rand(5, 1, 28, 28)
+    plain = folded(net.eval())
+    assert plain.norm == "none"
+    assert torch.allclose(plain(pictures), net(pictures), atol=1e-4)
+
+
+def test_batch_statistics_cannot_be_folded():
+    with pytest.raises(ValueError, match="norm='batch'"):
+        folded(Conv4())
 
 
 def test_mlp_has_the_layers_asked_for():

@@ -19,6 +19,8 @@ from metabook.data.images import rotations
 from metabook.data.intents import banking77, clinc150, fetch_banking77, fetch_clinc150, intents
 from metabook.data.intents import fetch as _fetch_intents
 from metabook.data.linear import LinearFunctions
+from metabook.data.mini_imagenet import fetch as _fetch_mini_imagenet
+from metabook.data.mini_imagenet import mini_imagenet
 from metabook.data.omniglot import fetch as _fetch_omniglot
 from metabook.data.omniglot import omniglot
 from metabook.data.quadratics import Quadratics
@@ -43,6 +45,7 @@ __all__ = [
     "glyphs",
     "intents",
     "load",
+    "mini_imagenet",
     "omniglot",
     "read_texts",
     "rotations",
@@ -95,6 +98,15 @@ REGISTRY = {
         fetch=_fetch_omniglot,
         fetch_options=("background",),
     ),
+    "mini_imagenet": DataSet(
+        description="photographs of 100 classes, 600 each; your own files, in METABOOK_DATA/mini_imagenet",
+        source="Vinyals et al., NeurIPS 2016, from ImageNet; split of Ravi and Larochelle, ICLR 2017",
+        licence="ImageNet's terms: no redistribution, so it cannot be downloaded from here",
+        load=mini_imagenet,
+        options=("size", "pictures"),
+        fetch=_fetch_mini_imagenet,
+        fetch_options=(),
+    ),
     "intents": DataSet(
         description="texts: messages to an assistant, 72 intents in 9 domains; nothing to download",
         source="generated from templates in the package",
@@ -136,8 +148,9 @@ def load(name: str, split: str = "train", **options: Any) -> LabelledData:
     split : str
         ``"train"``, ``"validation"``, ``"test"``, or several joined by plus signs.
     **options
-        What the data set's function takes: for images ``size``; for Omniglot also ``background``; for
-        the generated intents ``messages`` and ``seed``; for CLINC150 and BANKING77 ``split_number``.
+        What the data set's function takes: for images ``size``; for Omniglot also ``background``, for
+        miniImageNet ``pictures``; for the generated intents ``messages`` and ``seed``; for CLINC150 and BANKING77
+        ``split_number``.
 
     Returns
     -------

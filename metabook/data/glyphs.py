@@ -21,6 +21,7 @@ from torch import Tensor
 
 from metabook.data import store
 from metabook.data.distort import distort
+from metabook.data.images import thinned
 from metabook.data.store import Arrays
 from metabook.episodes import LabelledData, generator_for
 
@@ -165,7 +166,7 @@ def _centre_lines() -> tuple[list[str], np.ndarray, np.ndarray]:
         shapes += drawn
         styles.append(len(drawn))
     images = np.stack(shapes)
-    lines = np.concatenate([_thin(images[start : start + 256]) for start in range(0, len(images), 256)])
+    lines = np.concatenate([thinned(images[start : start + 256]) for start in range(0, len(images), 256)])
     return characters, lines, np.array(styles)
 
 
@@ -186,35 +187,6 @@ def _renderings(character: str, fonts: list[tuple[ImageFont.FreeTypeFont, frozen
             np.asarray(ink.resize((width, height), Image.Resampling.BOX)) > 90
         )
         yield canvas
-
-
-def _thin(images: np.ndarray) -> np.ndarray:
-    """Centre lines of binary images ``[n, height, width]``, one pixel wide and connected as the shapes are.
-
-    Zhang and Suen, "A fast parallel algorithm for thinning digital patterns", Communications of the
-    ACM 27 (1984). The border must be background.
-    """
-    ink = images.astype(np.uint8)
-    active = np.arange(len(ink))
-    while len(active):
-        work = ink[active]
-        before = work.copy()
-        for first in (True, False):
-            # Neighbours clockwise from the north.
-            ring = [
-                np.roll(work, shift, axis=(1, 2))
-                for shift in ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))
-            ]
-            n, e, s, w = ring[::2]
-            count = sum(ring[1:], ring[0])
-            changes = sum((ring[i - 1] < ring[i]).view(np.uint8) for i in range(8))
-            # The first pass takes from the south-east, the second from the north-west.
-            needed = e & s & (n | w) if first else n & w & (e | s)
-            removable = (count >= 2) & (count <= 6) & (changes == 1) & (needed == 0)
-            work[removable] = 0
-        ink[active] = work
-        active = active[(work != before).any(axis=(1, 2))]
-    return ink.astype(bool)
 
 
 def _pen(lines: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from metabook import data
 from metabook.data import Quadratics, Sinusoids
+from metabook.data.images import thinned
 from metabook.episodes import LabelledData
 from metabook.learners import task_losses
 
@@ -40,6 +43,16 @@ def test_rotations_needs_square_images(pool: LabelledData) -> None:
     oblong = LabelledData(pool.x[..., :5], pool.y, pool.names, pool.groups)
     with pytest.raises(ValueError, match="square"):
         data.rotations(oblong)
+
+
+def test_thinning_leaves_a_connected_line_one_pixel_wide() -> None:
+    image = np.zeros((1, 56, 56), bool)
+    image[0, 10:45, 10:17] = image[0, 38:45, 10:45] = image[0, 10:16, 10:40] = True
+    line = thinned(image)[0]
+    assert 60 < line.sum() < 110
+    assert not (line & ~image[0]).any()
+    assert ndimage.label(line, np.ones((3, 3)))[1] == 1
+    assert ndimage.uniform_filter(line.astype(float), 3).max() < 6 / 9
 
 
 def test_load_by_name(folder: Path) -> None:

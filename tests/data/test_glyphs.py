@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from metabook import data
 from metabook.data.glyphs import DRAWINGS, SCRIPTS
@@ -99,16 +98,6 @@ def test_making_again_gives_the_same(cache, monkeypatch: pytest.MonkeyPatch) -> 
 def test_another_size(cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PREFIXES", {"NKO": "N'Ko"})
     assert module._draw_all(14)["x"].shape[1:] == (1, 14, 14)
-
-
-def test_thinning_leaves_a_connected_line_one_pixel_wide() -> None:
-    image = np.zeros((1, 56, 56), bool)
-    image[0, 10:45, 10:17] = image[0, 38:45, 10:45] = image[0, 10:16, 10:40] = True
-    line = module._thin(image)[0]
-    assert 60 < line.sum() < 110
-    assert not (line & ~image[0]).any()
-    assert ndimage.label(line, np.ones((3, 3)))[1] == 1
-    assert ndimage.uniform_filter(line.astype(float), 3).max() < 6 / 9
 
 
 @pytest.mark.parametrize("arguments", [{"split": "tests"}, {"size": 2}, {"size": 500}])
