@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -26,7 +27,7 @@ def build(index: Index, page: Page) -> dict[str, Any]:
     flattener = Flattener(index, page)
     ids: Counter[str] = Counter()
     url = repository.configured(index.book.config)
-    made = [_cell("code", install(url), ids, tags=["remove-cell"])]
+    made = [_cell("code", install(url, uses_language_model(page)), ids, tags=["remove-cell"])]
     if hint := open_in_colab(url, index.book, page):
         made.append(_cell("markdown", hint, ids))
     for cell in cells(page):
@@ -69,16 +70,22 @@ def _cell(
     return cell
 
 
-def install(url: str) -> str:
+def install(url: str, language_model: bool = False) -> str:
     """The first cell: on Colab, install the package; torch is there and stays as it is."""
+    package = f"metabook-tutorial{'[llm]' if language_model else ''}"
     head = "# On Google Colab this installs the book's package; anywhere else it does nothing.\nimport sys\n\n"
     if url:
-        return f'{head}if "google.colab" in sys.modules:\n    %pip install -q "metabook-tutorial @ git+{url}"'
+        return f'{head}if "google.colab" in sys.modules:\n    %pip install -q "{package} @ git+{url}"'
     return (
         f'{head}if "google.colab" in sys.modules:\n'
-        "    print(\"First run: %pip install -q 'metabook-tutorial @ git+ADDRESS'\")\n"
+        f"    print(\"First run: %pip install -q '{package} @ git+ADDRESS'\")\n"
         '    print("ADDRESS is that of the repository from which you opened this notebook.")'
     )
+
+
+def uses_language_model(page: Page) -> bool:
+    """Whether a cell imports what the package's extra ``llm`` is for."""
+    return re.search(r"^(from|import) metabook(\.llm| import .*\bllm\b)", page.text, re.MULTILINE) is not None
 
 
 def open_in_colab(url: str, book: Book, page: Page) -> str:

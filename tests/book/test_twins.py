@@ -85,6 +85,9 @@ def test_the_first_cell_installs_on_colab_only_and_only_from_a_known_address(wri
     assert '    %pip install -q "metabook-tutorial @ git+https://github.com/some/body"' in install
     assert 'if "google.colab" in sys.modules:' in install
     assert "torch" not in install.lower()
+    model = CHAPTER.replace("x = 1\n", "from metabook import data, llm\n")
+    extra = sources(build(write_book({"page": model}, config=config)), "code")[0]
+    assert '"metabook-tutorial[llm] @ git+https://github.com/some/body"' in extra
     link = "https://colab.research.google.com/github/some/body/blob/main/book/page.ipynb"
     assert sources(known, "markdown")[0] == f"[Open this chapter in Colab]({link})"
 
