@@ -227,7 +227,9 @@ def chat(
     memory: Annotated[
         Path | None, typer.Option(help="File of what you teach. [default: chat.sqlite in the user's data folder]")
     ] = None,
-    features: Annotated[str, typer.Option(help="tfidf: at once; llm: better, a minute the first time.")] = "tfidf",
+    features: Annotated[
+        str, typer.Option(help="tfidf; meta: seconds to start; llm: a minute the first time.")
+    ] = "tfidf",
     blank: Annotated[bool, typer.Option("--blank", help="Begin with no intents at all.")] = False,
 ) -> None:
     """Talk with a bot that learns from each correction. It forgets nothing that it confirmed, even if it is killed.

@@ -15,18 +15,21 @@ from metabook.chat.bot import Chatbot, Example
 from metabook.chat.memory import Memory
 from metabook.chat.scenario import Outcome, Scenario, ask, draw_scenario, pooled_threshold, training_part
 from metabook.chat.scope import Threshold, UnbiasedPrototypes, within_class_spread
-from metabook.data import store
+from metabook.data import TextData, store
+from metabook.episodes import EpisodeSampler
+from metabook.learners import ProtoNet
 from metabook.text import TfIdf
+from metabook.training import fit, seed_everything
 
 if TYPE_CHECKING:
     from metabook.llm import LanguageModel
 
-__all__ = ["FEATURES", "Adapted", "LLMFeatures", "Settings", "TfIdfFeatures", "calibrate", "default_bot"]
+__all__ = ["FEATURES", "Adapted", "LLMFeatures", "Settings", "TfIdfFeatures", "calibrate", "default_bot", "meta_learn"]
 
-FEATURES = ("tfidf", "llm")
+FEATURES = ("tfidf", "meta", "llm")
 DIMENSIONS = 1024
 LAYER = 28  # of SmolLM2-135M: chosen on validation classes
-STARTER_SHOTS = {"tfidf": 20, "llm": 5}
+STARTER_SHOTS = {"tfidf": 20, "meta": 20, "llm": 5}
 Embedding = Callable[[Sequence[str]], Tensor]
 
 
@@ -128,6 +131,38 @@ class Adapted(nn.Module):
         return self.scale * F.normalize(z + self.up(self.down(z)), dim=-1)
 
 
+def meta_learn(
+    embed: Embedding, pool: TextData, steps: int = 30, *, seed: int = 0, rank: int = 64, scale: float = 4.0
+) -> Adapted:
+    """Meta-train a change of the features, as a Prototypical Network on few-shot tasks of old intents.
+
+    Parameters
+    ----------
+    embed : callable
+        Texts to features ``[texts, d]``.
+    pool : TextData
+        The messages of the old intents (:func:`~metabook.chat.scenario.training_part`).
+    steps : int
+        Few are better than many: with many, the change fits the old intents alone.
+    seed : int
+    rank, scale : int, float
+        See :class:`Adapted`.
+
+    Returns
+    -------
+    Adapted
+        In evaluation mode, frozen.
+    """
+    seed_everything(seed)
+    features = embed(pool.texts)
+    learner = ProtoNet(Adapted(features.shape[1], rank, scale), in_turn=True)
+    tasks = EpisodeSampler(pool.with_features(features), ways=16, shots=1, queries=4, seed=seed)
+    fit(learner, tasks, steps=steps, tasks=4, lr=3e-3, anneal="cosine", seed=seed, progress=False)
+    net = learner.net.eval().requires_grad_(False)
+    assert isinstance(net, Adapted)  # for the type checker
+    return net
+
+
 @dataclass(frozen=True)
 class Settings:
     """What was chosen on validation classes.
@@ -197,9 +232,9 @@ def default_bot(
 
     Parameters
     ----------
-    features : {"tfidf", "llm"}
-        TF-IDF needs no download and no time. The language model is downloaded once; preparing it takes about a minute
-        the first time, and a message takes a tenth of a second.
+    features : {"tfidf", "meta", "llm"}
+        TF-IDF needs no download and no time; "meta" has a meta-learned change of it, trained in seconds. The language
+        model is downloaded once; preparing it takes about a minute the first time, and a message a tenth of a second.
     memory : Memory, optional
         Where what the user teaches is kept.
     starter : bool
@@ -226,13 +261,17 @@ def default_bot(
         for k, s in ((1, 0), (5, 1))
     ]
     embed: Embedding
-    if features == "tfidf":
-        embed = TfIdfFeatures(training_part().texts)
+    net: nn.Module | None = None
+    if features in ("tfidf", "meta"):
+        pool = training_part()
+        embed = TfIdfFeatures(pool.texts)
+        if features == "meta":
+            net = meta_learn(embed, pool)
     else:
         from metabook import llm  # an extra of the package
 
         embed = LLMFeatures(llm.load(), *texts_of(scenarios), cached=True, progress=progress)
-    chosen = calibrate(embed, scenarios)
+    chosen = calibrate(embed, scenarios, net)
     known: Sequence[Example] = scenarios[0].known if starter else ()
-    learner = UnbiasedPrototypes(nn.Identity(), chosen.spread)
+    learner = UnbiasedPrototypes(net or nn.Identity(), chosen.spread)
     return Chatbot(embed, learner, threshold=chosen.threshold.value, starter=known, memory=memory)
