@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, data, chat."""
+"""The command line: train, evaluate, data, results, chat."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The data sets: what there is, and fetching it ahead of time.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+results_app = typer.Typer(help="The measured records that the book's tables are read from.", no_args_is_help=True)
+app.add_typer(results_app, name="results")
 
 PILOT_STEPS = 10
 LEARNERS = tuple(dict.fromkeys(name for known in RECIPES.values() for name in known))
@@ -273,3 +275,55 @@ def fetch_data(
     with one_line_errors():
         for path in datasets.fetch(name, **({} if background is None else {"background": background})):
             typer.echo(path)
+
+
+@results_app.command("show")
+def show_results(
+    name: Annotated[str | None, typer.Argument(help="A record. [default: list them all]")] = None,
+) -> None:
+    """List the records, or show one: how it was measured, and every mean in it with its 95 % interval.
+
+    \b
+    Examples:
+      metabook results show
+      metabook results show few_shot_omniglot
+    """  # noqa: D301 (click keeps the lines after a backspace)
+    with one_line_errors():
+        if name is None:
+            width = max(map(len, results.names()), default=0)
+            for each in results.names():
+                measured = results.read(each)["measured"]
+                typer.echo(f"{each:{width}}  {measured['date']}  {measured['device']}  {measured['script']}")
+            return
+        record = results.read(name)
+        for key, value in record["measured"].items():
+            typer.echo(f"{key:8} {value}")
+        for place, mean in results.means(record):
+            typer.echo(f"{place}  {mean}")
+
+
+@results_app.command("check")
+def check_results(
+    book: Annotated[Path | None, typer.Option(help="Folder of the chapters. [default: the checkout's]")] = None,
+    tolerance: Annotated[
+        int, typer.Option(min=0, help="Days that a script may have changed after its measurement.")
+    ] = results.TOLERANCE,
+) -> None:
+    """Check that records are as they were written and up to date, and that chapters quote them as they are.
+
+    Prints a line for each fault and exits with 1 if there is one.
+
+    \b
+    Examples:
+      metabook results check
+      metabook results check --tolerance 7
+    """  # noqa: D301
+    with one_line_errors():
+        if book is not None and not book.is_dir():
+            raise ValueError(f"there is no folder {book}: give the one with the chapters, or leave --book out")
+        faults = results.check(results.BOOK if book is None else book, tolerance)
+        for fault in faults:
+            typer.echo(fault)
+        if faults:
+            raise typer.Exit(1)
+        typer.echo(f"{len(results.names())} records: as they were written, up to date, and quoted as they are.")

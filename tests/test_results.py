@@ -1,7 +1,11 @@
+import json
+
 import pytest
 from IPython.utils.capture import capture_output
+from typer.testing import CliRunner
 
 from metabook import results
+from metabook.cli import app
 from metabook.storage import StorageError
 
 
@@ -41,3 +45,79 @@ def test_glue_shows_what_myst_nb_reads():
     (output,) = captured.outputs
     assert output.data == {"application/papermill.record/text/plain": "1.5"}
     assert output.metadata["scrapbook"]["name"] == "gain"
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with a script, a record that it made, and a chapter that reads it."""
+    for folder in ("benchmarks", "results", "book/10-part"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(results, "_CHECKOUT", tmp_path / "results")
+    monkeypatch.setattr(results, "BOOK", tmp_path / "book")
+    monkeypatch.setattr(results, "_INSTALLED", tmp_path / "nowhere")
+    (tmp_path / "benchmarks" / "speed.py").write_text("pass\n")
+    (tmp_path / "book" / "10-part" / "fast.md").write_text('record = results.read("speed")\n')
+    measured = {"date": "2026-01-01", "device": "CPU", "script": "benchmarks/speed.py"}
+    results.write("speed", {"measured": measured, "gain": {"mean": 0.5, "ci95": 0.1}}, tmp_path / "results")
+    quoted = {"10-part/fast": {"records": {"speed": results.read("speed")["digest"]}}}
+    results.write("chapters", {"measured": measured, "chapters": quoted}, tmp_path / "results")
+    return tmp_path
+
+
+def test_the_records_of_the_book_are_in_order():
+    assert results.check() == []
+
+
+def test_a_tampered_record_is_caught(checkout):
+    assert results.check(checkout / "book") == []
+    path = checkout / "results" / "speed.json"
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(StorageError, match=r"speed\.json was changed after it was written"):
+        results.read("speed")
+    assert [fault[:38] for fault in results.check(checkout / "book")] == ["speed.json was changed after it was wr"]
+    path.write_text("{")
+    assert results.check(checkout / "book")[0].startswith("speed.json is not JSON")
+
+
+def test_another_layout_of_the_same_contents_is_no_tampering(checkout):
+    path = checkout / "results" / "speed.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert results.check(checkout / "book") == []
+
+
+def test_a_chapter_that_quotes_an_earlier_record_is_named(checkout):
+    measured = results.read("speed")["measured"]
+    results.write("speed", {"measured": measured, "gain": {"mean": 0.6, "ci95": 0.1}}, checkout / "results")
+    (fault,) = results.check(checkout / "book")
+    assert fault.startswith("10-part/fast shows numbers of an earlier speed.json")
+
+
+def test_a_chapter_that_reads_what_is_not_there_is_named(checkout):
+    (checkout / "book" / "10-part" / "slow.md").write_text('results.read("slowness")\n')
+    assert [fault.split(":")[0] for fault in results.check(checkout / "book")] == ["10-part/slow"]
+
+
+@pytest.mark.parametrize(("tolerance", "faults"), [(31, 0), (30, 1)])
+def test_a_record_older_than_its_script_is_named(checkout, monkeypatch, tolerance, faults):
+    monkeypatch.setattr(results, "_git", lambda *_: "2026-02-01")  # 31 days after the measurement
+    found = [fault for fault in results.check(checkout / "book", tolerance) if fault.startswith("speed.json")]
+    assert len(found) == faults
+
+
+def test_a_record_without_a_script_is_named(checkout):
+    (checkout / "benchmarks" / "speed.py").unlink()
+    assert "does not name a script" in results.check(checkout / "book")[0]
+
+
+def test_the_command_line_shows_and_checks(checkout):
+    run = CliRunner().invoke
+    assert "speed     2026-01-01  CPU  benchmarks/speed.py" in run(app, ["results", "show"]).output
+    assert "gain  mean 0.5 ± 0.1" in run(app, ["results", "show", "speed"]).output
+    assert run(app, ["results", "check"]).exit_code == 0
+    path = checkout / "results" / "speed.json"
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    caught = run(app, ["results", "check"])
+    assert caught.exit_code == 1
+    assert "put it back from git" in caught.output
+    assert run(app, ["results", "show", "sped"]).exit_code == 2
+    assert run(app, ["results", "check", "--book", str(checkout / "none")]).exit_code == 2

@@ -375,3 +375,10 @@ def glued(book: Book, page: Page, preset: str) -> dict[str, str]:
         if scrap:
             found[scrap["name"]] = output.data.get(f"{scrap['mime_prefix']}text/plain", "")
     return found
+
+
+def records_read(book: Book, page: Page, preset: str) -> list[str]:
+    """Names of the records that the executed chapter read."""
+    state = json.loads((book.executed(preset) / f"{page.name}.json").read_text(encoding="utf-8"))
+    paths = [Path(path) for path in state["dependencies"]]
+    return sorted(path.stem for path in paths if path.parts[:-1] == ("results",) and path.suffix == ".json")

@@ -1,11 +1,12 @@
-"""A real language model as a learner: loading it, its features, and learning in its context.
+"""A real language model as a learner: loading it, its features, learning in its context, and adapters.
 
-Needs the extra ``llm`` of the package (transformers). Nothing else in metabook imports this.
+Needs the extra ``llm`` of the package (transformers, peft). Nothing else in metabook imports this.
 """
 
+from metabook.llm.adapters import Adapter
 from metabook.llm.features import features
 from metabook.llm.in_context import InContext
 from metabook.llm.model import LanguageModel, load
 from metabook.llm.prototypes import LLMPrototypes, choose
 
-__all__ = ["InContext", "LLMPrototypes", "LanguageModel", "choose", "features", "load"]
+__all__ = ["Adapter", "InContext", "LLMPrototypes", "LanguageModel", "choose", "features", "load"]

@@ -16,6 +16,8 @@ from _press.layout import Book
 from myst_nb.core.variables import format_plain_text
 from typer.testing import CliRunner
 
+from metabook import results
+
 PARAMETERS = """\
 ```{code-cell} ipython3
 :tags: [parameters]
@@ -211,12 +213,14 @@ def glue(name: str, expression: str) -> str:
 
 
 def test_recording_fills_the_table_and_the_values_of_the_notebooks(write_book: Callable[..., Book]) -> None:
-    page = chapter(glue("preset", "preset")) + "\nAt {glue:text}`preset`.\n\n:::{measured}\n:::\n"
+    reading = "\nfrom metabook.results import read\n\nread('sinusoids');"
+    page = chapter(glue("preset", "preset") + reading) + "\nAt {glue:text}`preset`.\n\n:::{measured}\n:::\n"
     book = write_book({"page": page})
     done = CliRunner().invoke(app, ["record", "--book", str(book.folder)])
     assert done.exit_code == 0, done.output
     record = json.loads((book.records / "chapters.json").read_text())["chapters"]["page"]
     assert set(record["presets"]) == {"smoke", "book"}
+    assert record["records"] == {"sinusoids": results.read("sinusoids")["digest"]}
     twin = (book.folder / "page.ipynb").read_text()
     assert "At book." in twin
     assert "| `smoke` |" in twin
