@@ -11,6 +11,7 @@ Another mind is added by a line in ``MINDS``.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "chat"
 SHOTS = (1, 3, 5)
 CHECKS = (0, 25, 50, 100, 150, 200, 250, 300)
 BLOCK = 25  # turns that are averaged for the curve
+#: What talks with the users beside the minds themselves, and which of them it is.
+KIND = dict.fromkeys(("no learning", "with a threshold", "LLM prototypes"), "unbiased prototypes")
 
 
 @lru_cache(maxsize=4)
@@ -118,19 +121,15 @@ def new_intents(name: str, mind: str, seed: int, draws: int) -> dict[str, Any]:
     return run
 
 
-def feedback(name: str, mind: str, seed: int, turns: int) -> dict[str, Any]:
-    """A scripted user's dialogue with one kind of bot."""
+def feedback(name: str, mind: str, seed: int, turns: int, setting: str, threshold: float) -> dict[str, Any]:
+    """A scripted user's dialogue with one kind of bot; settings are those that were chosen for new intents."""
     user = chat.ScriptedUser.draw(name, "test", turns=turns, seed=seed)
     if mind == "LLM prototypes":
-        scenarios = validation(name, known_shots=5, old_queries=2, outside=80)
         embed: Any = llm(name)
-        settings = chat.calibrate(embed, scenarios)
-        learner: Learner = chat.UnbiasedPrototypes(nn.Identity(), settings.spread)
-        threshold = settings.threshold.value
+        learner: Learner = unbiased(embed, few(name))
     else:
         embed = tfidf(name)[0]
-        learner, settings = settled(name, {"no learning": "unbiased prototypes"}.get(mind, mind), seed)
-        threshold = settings["threshold"]
+        learner = minds(name, seed, validation(name))[KIND.get(mind, mind)][setting]()
     if isinstance(learner, chat.Retrained):
         learner.every = 10
     bot = chat.Chatbot(embed, learner, threshold=threshold, starter=user.known)
@@ -150,12 +149,17 @@ def feedback(name: str, mind: str, seed: int, turns: int) -> dict[str, Any]:
     }
 
 
+def few(name: str) -> list[chat.Scenario]:
+    """Validation scenarios with few messages, for features that take their time."""
+    return [chat.draw_scenario(name, "validation", shots=5, seed=s, known_shots=5) for s in (0, 1)]
+
+
 @lru_cache(maxsize=2)
 def llm(name: str) -> chat.LLMFeatures:
     from metabook import llm as models
 
-    scenarios = validation(name, known_shots=5, old_queries=2, outside=80)
-    return chat.LLMFeatures(models.load(), *setup.texts_of(scenarios), cached=True, progress=True)
+    training = [example.message for scenario in few(name) for example in scenario.known]
+    return chat.LLMFeatures(models.load(), list(dict.fromkeys(training)), cached=True, progress=True)
 
 
 def kept(name: str, work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -211,16 +215,17 @@ def main(
     seeds: int = 3,
     draws: Annotated[int, typer.Option(help="Test scenarios of each seed and number of shots.")] = 2,
     turns: int = 300,
+    only: Annotated[str | None, typer.Option(help="One data set: intents or clinc150.")] = None,
     llm: Annotated[bool, typer.Option("--llm", help="Also with the language model; minutes.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
 ) -> None:
     """Run what has not been run yet, and write the record."""
     torch.set_num_threads(1)
-    measured, names = results.circumstances(), present()
+    measured, names = results.circumstances(), present() if only is None else [only]
     if fresh:
         shutil.rmtree(WORK, ignore_errors=True)
     kinds = tuple(minds("intents", 0, validation("intents")))
-    talkers = ("no learning", *kinds[:-1], *(["LLM prototypes"] if llm else []))
+    talkers = ("no learning", *kinds[:-1], "with a threshold", *(["LLM prototypes"] if llm else []))
     record: dict[str, Any] = {
         "measured": measured,
         "settings": {"draws": draws, "turns": turns, "block": BLOCK, "shots": SHOTS, "threads": 1, "retrain_every": 10},
@@ -230,13 +235,17 @@ def main(
         "feedback": {},
     }
     for name in names:
-        jobs: dict[tuple[str, str], list[tuple[Any, ...]]] = {
-            **{("new", kind): [(new_intents, name, kind, seed, draws) for seed in range(seeds)] for kind in kinds},
-            **{("user", kind): [(feedback, name, kind, seed, turns) for seed in range(seeds)] for kind in talkers},
-        }
         runs: dict[Any, list[Any]] = {}
-        for job, works in tqdm(jobs.items(), unit="mind", desc=name):
-            runs[job] = [kept(" ".join(map(str, (job[0], *work[1:]))), *work) for work in works]
+        for kind in tqdm(kinds, unit="mind", desc=f"{name}, new intents"):
+            works = [(name, kind, seed, draws) for seed in range(seeds)]
+            runs["new", kind] = [kept(" ".join(map(str, ("new", *work))), new_intents, *work) for work in works]
+        for kind in tqdm(talkers, unit="mind", desc=f"{name}, users"):
+            for seed in range(seeds):
+                settings = runs["new", KIND.get(kind, kind)][seed]["settings"]
+                limit = settings["threshold"] if kind == "with a threshold" else -math.inf
+                job = f"user {name} {kind} {seed} {turns}"
+                run = kept(job, feedback, name, kind, seed, turns, settings["setting"], limit)
+                runs.setdefault(("user", kind), []).append(run)
         seconds = sum(run["cpu_seconds"] for each in runs.values() for run in each)
         record["cpu_seconds"][name] = round(seconds, 1)
         record["new_intents"][name], record["feedback"][name] = summary(name, kinds, talkers, runs)
