@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, data, results."""
+"""The command line: train, evaluate, data, results, chat."""
 
 from __future__ import annotations
 
@@ -215,6 +215,33 @@ def evaluate_command(
             results.write(f"evaluation-{data}-{split}-{short}{alone}", record, file.parent)
         else:
             typer.echo(json.dumps(record))
+
+
+@app.command()
+def chat(
+    memory: Annotated[
+        Path | None, typer.Option(help="File of what you teach. [default: chat.sqlite in the user's data folder]")
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help="tfidf; meta: seconds to start; llm: a minute the first time.")
+    ] = "tfidf",
+    blank: Annotated[bool, typer.Option("--blank", help="Begin with no intents at all.")] = False,
+) -> None:
+    """Talk with a bot that learns from each correction. It forgets nothing that it confirmed, even if it is killed.
+
+    \b
+    Examples:
+      metabook chat
+      metabook chat --memory work.sqlite
+      metabook chat --features llm
+    """  # noqa: D301 (click keeps the lines after a backspace)
+    from metabook.chat import Memory, Session, converse, default_bot
+
+    with one_line_errors():
+        place = memory if memory is not None else Path(typer.get_app_dir("metabook")) / "chat.sqlite"
+        with Memory(place) as kept:
+            bot = default_bot(features, memory=kept, starter=not blank, progress=sys.stderr.isatty())
+            converse(Session(bot))
 
 
 @data_app.command("list")

@@ -6,6 +6,7 @@ The baselines of every few-shot text experiment here: a learned representation h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -70,8 +71,13 @@ class TfIdf:
         seed : int
             Of the projection. Features that are compared need the same.
         """
-        normal = np.random.default_rng(seed).standard_normal((len(self), dimensions), dtype=np.float32)
-        return F.normalize(torch.from_numpy(self.sparse(texts) @ normal), dim=1)
+        return F.normalize(torch.from_numpy(self.sparse(texts) @ _projection(len(self), dimensions, seed)), dim=1)
+
+
+@lru_cache(maxsize=1)
+def _projection(inputs: int, dimensions: int, seed: int) -> np.ndarray:
+    """Random numbers ``[inputs, dimensions]``; kept, since they take longer to draw than a text to project."""
+    return np.random.default_rng(seed).standard_normal((inputs, dimensions), dtype=np.float32)
 
 
 class SparsePrototypes(Learner):
