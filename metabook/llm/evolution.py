@@ -315,7 +315,8 @@ class _Loop:
 
     def proposals(self, number: int, before: list[Round]) -> list[Entry]:
         """Proposals with their verdicts, until there are enough new tasks, or too many tries."""
-        settings, domain, log = self.settings, self.domain, []
+        settings, domain = self.settings, self.domain
+        log: list[Entry] = []
         seen = {domain.key(question) for each in before for question in each.questions}
         demonstrated = {domain.key(question) for question, _ in self.demonstrations}
         wanted = settings.tasks
