@@ -427,7 +427,8 @@ Pair = tuple[str, str]  # a question and an answer
 
 def restarted(base: Any, train: Callable[[Any, list[Pair]], Any], collect: Callable[[Any], list[Pair]]) -> Any:
     """Three rounds of self-training, each from the base model, on all that was kept so far."""
-    model, kept = base, []
+    model = base
+    kept: list[Pair] = []
     for _ in range(3):
         kept = kept + collect(model)
         model = train(base, kept)
@@ -436,7 +437,8 @@ def restarted(base: Any, train: Callable[[Any, list[Pair]], Any], collect: Calla
 
 def carried_on(base: Any, train: Callable[[Any, list[Pair]], Any], collect: Callable[[Any], list[Pair]]) -> Any:
     """Wrong: each round goes on from the last round's weights, and what was wrong in them stays."""
-    model, kept = base, []
+    model = base
+    kept: list[Pair] = []
     for _ in range(3):
         kept = kept + collect(model)
         model = train(model, kept)
