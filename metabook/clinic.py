@@ -420,6 +420,63 @@ def sampling_term_dropped(policy: CategoricalPolicy, tasks: Tasks, alpha: float 
     return learner.losses(params, seen).mean()
 
 
+# --- Self-training ------------------------------------------------------------------------------------------------
+
+Pair = tuple[str, str]  # a question and an answer
+
+
+def restarted(base: Any, train: Callable[[Any, list[Pair]], Any], collect: Callable[[Any], list[Pair]]) -> Any:
+    """Three rounds of self-training, each from the base model, on all that was kept so far."""
+    model = base
+    kept: list[Pair] = []
+    for _ in range(3):
+        kept = kept + collect(model)
+        model = train(base, kept)
+    return model
+
+
+def carried_on(base: Any, train: Callable[[Any, list[Pair]], Any], collect: Callable[[Any], list[Pair]]) -> Any:
+    """Wrong: each round goes on from the last round's weights, and what was wrong in them stays."""
+    model = base
+    kept: list[Pair] = []
+    for _ in range(3):
+        kept = kept + collect(model)
+        model = train(model, kept)
+    return model
+
+
+def exact_verdict(question: str, answers: Sequence[str], solve: Callable[[str], str]) -> Pair | None:
+    """The pair to train on, if an answer is the one that can be computed."""
+    truth = solve(question)
+    return (question, truth) if truth in answers else None
+
+
+def own_verdict(question: str, answers: Sequence[str], solve: Callable[[str], str]) -> Pair | None:
+    """Wrong without a check from outside: the model's favourite answer is taken for right."""
+    favourite = max(answers, key=answers.count)
+    return (question, favourite) if answers.count(favourite) > len(answers) / 2 else None
+
+
+def held_out_score(model: Callable[[str], str], kept: Sequence[Pair], held_out: Sequence[Pair]) -> float:
+    """Accuracy on tasks that the loop has never seen."""
+    return sum(model(question) == answer for question, answer in held_out) / len(held_out)
+
+
+def own_score(model: Callable[[str], str], kept: Sequence[Pair], held_out: Sequence[Pair]) -> float:
+    """Wrong: the tasks that passed the filter were solved already, and were trained on."""
+    return sum(model(question) == answer for question, answer in kept) / len(kept)
+
+
+def gain_of_the_loop(base: float, demonstrations: float, loop: float) -> float:
+    """What the loop adds to training on the demonstrations for as many steps."""
+    return loop - demonstrations
+
+
+def gain_over_base(base: float, demonstrations: float, loop: float) -> float:
+    """Wrong as the gain of the loop: holds all that the demonstrations alone would have brought."""
+    return loop - base
+
+
 # --- Checks -------------------------------------------------------------------------------------------------------
 
 
@@ -661,6 +718,36 @@ def check_policy_gradient(loss: Callable[..., Tensor]) -> None:
     # The two rows mirror each other. The limit is Student's, at 0.1 % for three numbers and 40 repetitions.
     off = two_steps.deviation(two_steps.repeated(estimate, 40), exact)[0].abs().max().item()
     assert off < 4.0, f"a component is {off:.0f} standard errors away from the exact gradient"
+
+
+def check_rounds_restart(rounds: Callable[..., Any]) -> None:
+    """The last model is the base model, trained once."""
+
+    def train(history: tuple[int, ...], pairs: list[Pair]) -> tuple[int, ...]:
+        return (*history, len(pairs))  # the weights remember every training
+
+    history = rounds((), train, lambda model: [("1 + 1", "2")])
+    assert len(history) == 1, f"the last model has been trained {len(history)} times in a row"
+
+
+def check_errors_are_refused(verdict: Callable[..., Pair | None]) -> None:
+    """An answer that is given often and is wrong is not kept; one that is right is."""
+    assert verdict("1 + 1", ["2", "2", "3"], lambda question: "2") == ("1 + 1", "2")
+    kept = verdict("1 + 1", ["3", "3", "3"], lambda question: "2")
+    assert kept is None, f"keeps {kept[0]} = {kept[1]}, which was answered three times of three"
+
+
+def check_memory_scores_nothing(score: Callable[..., float]) -> None:
+    """A model that knows by heart what it was trained on, and nothing else, has the score zero."""
+    kept = [("1 + 1", "2"), ("1 + 2", "3")]
+    found = score(dict(kept).get, kept, [("2 + 2", "4"), ("3 + 2", "5")])
+    assert found == 0, f"a model that knows nothing new has the score {found:.0%}"
+
+
+def check_demonstrations_count(gain: Callable[..., float]) -> None:
+    """Where the demonstrations alone bring as much, the loop has gained nothing."""
+    found = gain(base=0.0, demonstrations=0.8, loop=0.8)
+    assert found == 0, f"a gain of {found:.0%}, though the demonstrations alone bring as much"
 
 
 # --- The collection -----------------------------------------------------------------------------------------------
@@ -917,6 +1004,34 @@ EXHIBITS = {
         sampling_term_dropped,
         policy_maml_loss,
         check_policy_gradient,
+    ),
+    "carried on": Exhibit(
+        "self-training that carries on",
+        "errors stay; a bad verifier ends in collapse",
+        carried_on,
+        restarted,
+        check_rounds_restart,
+    ),
+    "own judge": Exhibit(
+        "the model as its own judge",
+        "it becomes sure, not right",
+        own_verdict,
+        exact_verdict,
+        check_errors_are_refused,
+    ),
+    "own tasks": Exhibit(
+        "scored on its own tasks",
+        "accuracy too high",
+        own_score,
+        held_out_score,
+        check_memory_scores_nothing,
+    ),
+    "no control": Exhibit(
+        "no control of equal training",
+        "format is reported as evolution",
+        gain_over_base,
+        gain_of_the_loop,
+        check_demonstrations_count,
     ),
 }
 """The errors, in the chapter's order, by a short name."""
