@@ -137,7 +137,7 @@ def test_errors_of_the_command_line_are_one_line(tmp_path):
     assert (tmp_path / "f").read_bytes() == b"my diary"
     unknown = CliRunner().invoke(app, ["chat", "--memory", str(tmp_path / "m"), "--features", "magic"])
     assert unknown.exit_code == 2
-    assert "tfidf, llm" in unknown.stderr
+    assert "tfidf, meta, llm" in unknown.stderr
 
 
 # --- End to end, in a pseudo-terminal -------------------------------------------------------------------------------
