@@ -150,7 +150,7 @@ class Session:
 
     def _say(self, text: str, style: str = "", aside: str = "") -> None:
         # Text, not markup: a message in square brackets stays what it is.
-        self.console.print(Text(text, style).append(aside, "dim"), soft_wrap=not self.console.record)
+        self.console.print(Text(text, style).append(aside, "default"), soft_wrap=not self.console.record)
 
 
 def _two(rest: str, form: str) -> tuple[str, str]:

@@ -255,16 +255,18 @@ def test_an_unknown_name_is_not_fetched() -> None:
 
 def test_importing_metabook_imports_no_transformers() -> None:
     program = (
-        "import sys, metabook, metabook.cli, metabook.learners, metabook.data; "
+        "import sys, metabook, metabook.cli, metabook.learners, metabook.data, metabook.chat.setup; "
         "print(sorted({'transformers', 'peft', 'gguf', 'metabook.llm'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_nothing_outside_imports_the_room() -> None:
+def test_only_the_chatbot_needs_the_room_and_only_when_asked() -> None:
+    """``metabook chat --features llm`` imports it inside its functions."""
     pattern = re.compile(r"metabook\.llm|from metabook import .*\bllm\b")
     package = ROOT / "metabook"
     outside = [path for path in package.rglob("*.py") if path.parent != package / "llm"]
     assert outside
-    assert not [path for path in outside if pattern.search(path.read_text(encoding="utf-8"))]
+    using = [path for path in outside if pattern.search(path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(package).as_posix() for path in using] == ["chat/setup.py"]
