@@ -252,7 +252,7 @@ class EpisodeSampler:
         classes = self._draw_classes(tasks, generator)  # [tasks, ways]
         drawn = self.shots + self.queries
         # A random order of each class's examples: those that do not exist sort last.
-        keys = torch.rand(tasks, self.ways, self._most, generator=generator)
+        keys = torch.rand(tasks, self.ways, self._most, generator=generator, dtype=torch.float32)
         if not self._even:
             keys[torch.arange(self._most) >= self._counts[classes].unsqueeze(-1)] = -1.0
         rows = _places_of_largest(keys, drawn) + self._starts.take(classes).unsqueeze(-1)
@@ -269,16 +269,16 @@ class EpisodeSampler:
         return Episodes(support_x, support_y, query_x, query_y, classes.to(self.device))
 
     def _draw_classes(self, tasks: int, generator: torch.Generator) -> Tensor:
-        keys = torch.rand(tasks, len(self.data), generator=generator)
+        keys = torch.rand(tasks, len(self.data), generator=generator, dtype=torch.float32)
         if self.within_group:
-            inside = torch.rand(tasks, generator=generator) < self.within_group
+            inside = torch.rand(tasks, generator=generator, dtype=torch.float32) < self.within_group
             group = self._groups[torch.randint(len(self._groups), (tasks,), generator=generator)]
             keys[inside.unsqueeze(1) & ~group] = -1.0
         return _places_of_largest(keys, self.ways)
 
 
 def _places_of_largest(keys: Tensor, count: int) -> Tensor:
-    """Indices ``[..., count]`` of the largest keys, which are in [0, 1), or -1 to come last.
+    """Indices ``[..., count]`` of the largest keys: float32 in [0, 1), or -1 to come last.
 
     Such floats are in the same order as their bits read as integers, which compare faster: no test for NaN.
     """

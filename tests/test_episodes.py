@@ -189,3 +189,15 @@ def test_generators_are_independent_of_one_another():
     draws = [torch.rand(1, generator=generator_for("a", step)).item() for step in range(1000)]
     assert len(set(draws)) > 990
     assert abs(sum(draws) / 1000 - 0.5) < 4 * (1 / 12 / 1000) ** 0.5
+
+
+def test_the_tasks_do_not_depend_on_the_default_precision(make_pool):
+    sampler = EpisodeSampler(make_pool(), ways=3, shots=1, queries=2, within_group=0.5)
+    usual = sampler.sample(8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = sampler.sample(8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(usual.classes, double.classes)
+    assert torch.equal(usual.query_x, double.query_x.to(usual.query_x.dtype))
