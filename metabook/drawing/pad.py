@@ -102,9 +102,9 @@ _PAPER = """<div>
 mouse, a pen or a finger. With the keyboard: arrows move the pen, space puts it down and lifts it, Enter keeps the
 drawing, Backspace takes back a stroke, Escape clears."></canvas>
 <p data-part="says" role="status">This pad is a script, and scripts do not run here.</p>
-<div class="row"><button type="button" data-part="keep" disabled>Keep</button>
+<div class="pad-buttons"><button type="button" data-part="keep" disabled>Keep</button>
 <button type="button" data-part="undo" disabled>Undo</button>
 <button type="button" data-part="clear" disabled>Clear</button></div>
-<div class="row"><button type="button" data-part="fill">Use five examples</button>
+<div class="pad-buttons"><button type="button" data-part="fill">Use five examples</button>
 <button type="button" data-part="restart" disabled>Start over</button></div>
 </div>"""
