@@ -1,6 +1,7 @@
 """Settings of every test process: one thread each, and a cache inside the checkout that all of them share."""
 
 import os
+import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,22 @@ def make_pool():
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; where there is none, the test is skipped and says so."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium browser on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from metabook.chat.bot import Chatbot, Example
 from metabook.chat.memory import Memory
 from metabook.chat.scenario import Outcome, Scenario, ask, draw_scenario, pooled_threshold, training_part
 from metabook.chat.scope import Threshold, UnbiasedPrototypes, within_class_spread
-from metabook.data import TextData, store
+from metabook.data import TextData
 from metabook.episodes import EpisodeSampler
 from metabook.learners import ProtoNet
 from metabook.text import TfIdf
@@ -64,7 +64,8 @@ class LLMFeatures:
         More texts that will be needed; what has been computed once is never computed again.
     layer : int
     cached : bool
-        Keep what is computed here in metabook's cache, for the next start.
+        Keep what is computed here in metabook's cache, for the next start
+        (:func:`~metabook.llm.features.cached_features`).
     progress : bool
         Show a progress bar.
     """
@@ -79,15 +80,13 @@ class LLMFeatures:
         cached: bool = False,
         progress: bool = False,
     ) -> None:
+        from metabook.llm import cached_features, features
+
         self._lm, self._layer = lm, layer
         needed = list(dict.fromkeys([*texts, *others]))
-
-        def build() -> dict[str, np.ndarray]:
-            return {"states": self._states(needed, progress).numpy()}
-
-        key = repr((lm.name, layer, needed))
-        arrays = store.cached_arrays("chat-features", key, build) if cached else build()
-        self._known = dict(zip(needed, torch.from_numpy(arrays["states"])))
+        compute = cached_features if cached else features
+        with torch.no_grad():
+            self._known = dict(zip(needed, compute(lm, needed, layer, progress=progress).cpu()))
         training = torch.stack([self._known[text] for text in texts])
         self._mean, self._deviation = training.mean(0), training.std(0).clamp_min(1e-6)
 
@@ -95,15 +94,12 @@ class LLMFeatures:
         """Features ``[texts, width]``."""
         missing = list(dict.fromkeys(text for text in texts if text not in self._known))
         if missing:
-            self._known.update(zip(missing, self._states(missing, False)))
+            from metabook.llm import features
+
+            with torch.no_grad():
+                self._known.update(zip(missing, features(self._lm, missing, self._layer).cpu()))
         states = torch.stack([self._known[text] for text in texts])
         return F.normalize((states - self._mean) / self._deviation, dim=1)
-
-    def _states(self, texts: Sequence[str], progress: bool) -> Tensor:
-        from metabook.llm import features
-
-        with torch.no_grad():
-            return features(self._lm, texts, self._layer, progress=progress).cpu()
 
 
 class Adapted(nn.Module):

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from metabook.llm.adapters import Adapter, resting
-from metabook.llm.features import ONE_WORD, POOLINGS, decoder_layers, hidden_states, pool
+from metabook.llm.features import as_read, decoder_layers, fingerprint, hidden_states, pool
 from metabook.llm.model import LanguageModel
 from metabook.storage import StorageError, read_tensors, write_tensors
 
@@ -55,19 +55,9 @@ class LowerStates:
     ) -> None:
         if not 0 <= layer < lm.depth:
             raise ValueError(f"{lm.name} has decoder layers 0 to {lm.depth - 1}, not {layer}")
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-        if template is None:
-            template = ONE_WORD if pooling == "last" else "{x}"
         self.lm, self.layer, self.pooling, self.template = lm, layer, pooling, template
-        before = [lm.start_token] if pooling == "mean" else []
         #: Token ids of each text, as the model reads it.
-        self.ids = [before + lm.encode(template.replace("{x}", text)) for text in texts]
-        for row, tokens in enumerate(self.ids):
-            if not len(before) < len(tokens) <= lm.context:
-                raise ValueError(
-                    f"text {row} has {len(tokens) - len(before)} tokens: {lm.name} takes 1 to {lm.context}"
-                )
+        self.ids = as_read(lm, texts, pooling, template)
         self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -146,11 +136,7 @@ class LowerStates:
 
     def _key(self) -> str:
         """A hash of all that the states depend on: tokens, layer and the model's own weights."""
-        digest = hashlib.sha256(repr((self.layer, self.pooling, self.ids)).encode())
-        for name, weight in self.lm.model.named_parameters():
-            if ".lora_" not in name:
-                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return hashlib.sha256(repr((self.layer, self.pooling, self.ids, fingerprint(self.lm))).encode()).hexdigest()
 
 
 @contextmanager

@@ -37,8 +37,8 @@ __all__ = ["POOLS", "VERDICTS", "Evolution", "Round", "Settings", "evolve", "jud
 
 #: What an adapter can be trained on beside the demonstrations; "demonstrations" adds nothing.
 POOLS = ("verified", "unverified", "truth", "demonstrations")
-#: What can become of a proposal.
-VERDICTS = ("malformed", "demonstration", "held out", "duplicate", "new")
+#: What can become of a proposal; "surplus" is new as well, but more than was asked for.
+VERDICTS = ("malformed", "demonstration", "held out", "duplicate", "new", "surplus")
 QUESTION_TOKENS, ANSWER_TOKENS = 20, 12
 LOGGED = 200  # characters of a proposal that the log keeps
 
@@ -324,9 +324,9 @@ class _Loop:
             for draw in range(settings.tries):
                 for text in self.propose(wanted) if self.propose else self.propose_by_model(number, draw):
                     verdict, question = judge(domain, text, demonstrated, self.known, seen)
-                    if verdict == "new":
-                        if wanted == 0:
-                            break
+                    if verdict == "new" and wanted == 0:
+                        verdict = "surplus"
+                    elif verdict == "new":
                         wanted -= 1
                         seen.add(domain.key(question or ""))
                     entry = {"round": number, "text": text[:LOGGED], "length": len(text), "verdict": verdict}
@@ -383,7 +383,7 @@ def judge(
     held_out: Collection[Hashable] = (),
     seen: Collection[Hashable] = (),
 ) -> tuple[str, str | None]:
-    """What becomes of a proposal: one of :data:`VERDICTS`, and its question if it is one.
+    """What becomes of a proposal: one of :data:`VERDICTS` but the last, and its question if it is one.
 
     Parameters
     ----------

@@ -27,6 +27,7 @@ from metabook.llm.model import LanguageModel
 __all__ = [
     "ONE_WORD",
     "POOLINGS",
+    "as_read",
     "cached_features",
     "decoder_layers",
     "features",
@@ -84,20 +85,14 @@ def features(
     layers = [layer] if isinstance(layer, int) else list(layer)
     if unknown := [each for each in layers if not 0 <= each <= lm.depth]:
         raise ValueError(f"{lm.name} has layers 0 to {lm.depth}, not {unknown[0]}")
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
-    before = [lm.start_token] if pooling == "mean" else []
-    ids = [before + tokens for tokens in _tokens(lm, texts, pooling, template)]
-    for row, tokens in enumerate(ids):
-        if not len(before) < len(tokens) <= lm.context:
-            raise ValueError(f"text {row} has {len(tokens) - len(before)} tokens; {lm.name} takes 1 to {lm.context}")
+    ids, skipped = as_read(lm, texts, pooling, template), int(pooling == "mean")
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # the longest first: memory runs out at once or not
     pooled: list[Tensor] = []
     with tqdm(total=len(ids), disable=not progress, unit="text", desc="features") as bar:
         for start in range(0, len(order), batch):
             chunk = [ids[row] for row in order[start : start + batch]]
             states = hidden_states(lm, chunk, layers)
-            pooled.append(pool(states, [len(tokens) for tokens in chunk], len(before), pooling))
+            pooled.append(pool(states, [len(tokens) for tokens in chunk], skipped, pooling))
             bar.update(len(chunk))
     if not pooled:
         return torch.empty([len(layers), 0, lm.width][isinstance(layer, int) :], device=lm.device)
@@ -106,11 +101,21 @@ def features(
     return vectors[0] if isinstance(layer, int) else vectors
 
 
-def _tokens(lm: LanguageModel, texts: Sequence[str], pooling: str, template: str | None) -> list[list[int]]:
-    """What the model reads of each text."""
+def as_read(lm: LanguageModel, texts: Sequence[str], pooling: str, template: str | None = None) -> list[list[int]]:
+    """Token ids of what the model reads of each text; for ``"mean"`` the first is the one that the mean leaves out.
+
+    Parameters and errors are those of :func:`features`.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
     if template is None:
         template = ONE_WORD if pooling == "last" else "{x}"
-    return [lm.encode(template.replace("{x}", text)) for text in texts]
+    before = [lm.start_token] if pooling == "mean" else []
+    ids = [before + lm.encode(template.replace("{x}", text)) for text in texts]
+    for row, tokens in enumerate(ids):
+        if not len(before) < len(tokens) <= lm.context:
+            raise ValueError(f"text {row} has {len(tokens) - len(before)} tokens; {lm.name} takes 1 to {lm.context}")
+    return ids
 
 
 def cached_features(
@@ -157,7 +162,7 @@ def cached_features(
     with tqdm(total=len(texts), disable=not progress, unit="text", desc="features") as bar:
         for start in range(0, max(len(texts), 1), block):
             part = texts[start : start + block]
-            key = json.dumps([_VERSION, weights, layer, pooling, _tokens(lm, part, pooling, template)])
+            key = json.dumps([_VERSION, weights, layer, pooling, as_read(lm, part, pooling, template)])
 
             def compute(part: Sequence[str] = part) -> store.Arrays:
                 return {"features": features(lm, part, layer, pooling, template=template).cpu().numpy()}
@@ -168,10 +173,12 @@ def cached_features(
 
 
 def fingerprint(lm: LanguageModel) -> str:
-    """A hash of a model's settings and weights, in half a second: weights that were changed give another."""
+    """A hash of a model's settings and own weights, in half a second; adapters, at work or not, do not count."""
     digest = hashlib.sha256(lm.config.to_json_string().encode())
     for name, tensor in lm.model.state_dict().items():
-        digest.update(name.encode())
+        if ".lora_" in name:
+            continue
+        digest.update(name.replace(".base_layer", "").encode())  # PEFT puts a weight that has an adapter one deeper
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -362,7 +362,7 @@ class MaskedAdapter(AdapterFewShot):
         seed: int = 0,
     ) -> None:
         texts = features.states if texts is None else texts
-        if texts.pooling != "mean" or texts.template != "{x}":
+        if texts.pooling != "mean" or texts.template not in (None, "{x}"):
             raise ValueError('the loss is for plain texts: give LowerStates(lm, texts, layer, pooling="mean")')
         if len(texts) != len(features.states):
             raise ValueError(f"{len(texts)} texts, but the features are of {len(features.states)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metabook.llm.model import LanguageModel
-from metabook.llm.scoring import _cache_argument, _read
+from metabook.llm.scoring import cache_argument, read_into_cache
 
 __all__ = ["sample"]
 
@@ -78,7 +78,7 @@ def sample(
     luck = torch.rand(len(ids), samples, tokens, generator=generator, dtype=torch.float64).to(lm.device)
     differ = (at for at, here in enumerate(zip(*ids)) if len(set(here)) > 1)
     stem = min(next(differ, lm.context), *(len(row) - 1 for row in ids))
-    cache = _read(lm, ids[0][:stem])
+    cache = read_into_cache(lm, ids[0][:stem])
     texts: list[list[str]] = []
     size = max(1, together // samples)
     with tqdm(total=len(ids), disable=progress is None, unit="prompt", desc=progress, leave=False) as bar:
@@ -117,7 +117,7 @@ class _Grove:
             position_ids=(self.stem + depth).unsqueeze(0),
             use_cache=True,
             logits_to_keep=kept,
-            **{_cache_argument(self.lm): self.cache},
+            **{cache_argument(self.lm): self.cache},
         ).logits[0]
 
     def clear(self) -> None:

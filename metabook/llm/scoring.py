@@ -19,7 +19,7 @@ from torch import Tensor
 from metabook.llm.features import decoder_layers
 from metabook.llm.model import LanguageModel
 
-__all__ = ["METHODS", "Tree", "log_probabilities"]
+__all__ = ["METHODS", "Tree", "cache_argument", "log_probabilities", "read_into_cache"]
 
 METHODS = ("packed", "cached", "naive")
 
@@ -74,7 +74,7 @@ def log_probabilities(
         return torch.stack([_alone(lm, ids, start) for ids, start in zip(sequences, starts)])
     differ = (at for at, here in enumerate(zip(*sequences)) if len(set(here)) > 1)
     stem = min(next(differ, min(starts)), *starts) - 1
-    cache = _read(lm, sequences[0][:stem])  # without its last token, which is the root of the trees
+    cache = read_into_cache(lm, sequences[0][:stem])  # without its last token, which is the root of the trees
     trees = [Tree(sequences[0][stem])]
     for ids, start in zip(sequences, starts):
         if len(trees[-1].ends) and (method == "cached" or len(trees[-1]) + trees[-1].added(ids[stem + 1 :]) > tokens):
@@ -148,18 +148,18 @@ def _log_p(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
 
 
-def _read(lm: LanguageModel, ids: Sequence[int]) -> Any:
+def read_into_cache(lm: LanguageModel, ids: Sequence[int]) -> Any:
     """A cache of the keys and values of some tokens."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=lm.config)
     if len(ids):
         inputs = torch.tensor([ids], device=lm.device)
-        lm.model(inputs, use_cache=True, logits_to_keep=1, **{_cache_argument(lm): cache})
+        lm.model(inputs, use_cache=True, logits_to_keep=1, **{cache_argument(lm): cache})
     return cache
 
 
-def _cache_argument(lm: LanguageModel) -> str:
+def cache_argument(lm: LanguageModel) -> str:
     """What this version of transformers calls it."""
     names = inspect.signature(type(decoder_layers(lm)[0]).forward).parameters
     return "cache" if "cache" in names else "past_key_values"
@@ -179,7 +179,7 @@ def _score(lm: LanguageModel, tree: Tree, cache: Any, stem: int) -> Tensor:
         position_ids=(stem + torch.tensor([tree.depths])).to(device),
         use_cache=True,
         logits_to_keep=kept.to(device),
-        **{_cache_argument(lm): cache},
+        **{cache_argument(lm): cache},
     ).logits[0]
     cache.crop(-len(tree))
     log_p = _log_p(logits[row.to(device)], tokens[nodes].to(device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from metabook.learners import ProtoNet
 from metabook.nets import Conv4
 from metabook.storage import StorageError, load
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SCRIPT = EMBEDDING.with_name("pad.js").read_text(encoding="utf-8").strip()
 SETTINGS = {"side": SIDE, "box": BOX, "radius": RADIUS, "smallest": SMALLEST}
 
@@ -70,18 +67,6 @@ def test_the_page_needs_nothing_from_elsewhere():
 
 
 # --- With a browser ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium browser on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -270,7 +270,7 @@ def test_the_controls_need_no_proposals(own, answers, taught) -> None:
 
 def test_a_task_is_new_once_and_rounds_add_up(own, answers, taught) -> None:
     run = evolve(own, echo("yes"), Settings(**SMALL | {"tasks": 3, "tries": 3}), propose=lambda number: words(5))
-    assert [each.verdicts for each in run.rounds[1:]] == [{"new": 3}, {"duplicate": 13, "new": 2}]
+    assert [each.verdicts for each in run.rounds[1:]] == [{"new": 3, "surplus": 2}, {"duplicate": 13, "new": 2}]
     assert taught[1][: len(taught[0])] == taught[0]
 
 
