@@ -10,7 +10,7 @@ from metabook.chat.rivals import FineTuned, Retrained
 from metabook.chat.scenario import Outcome, Scenario, ask, draw_scenario, pooled_threshold, training_part
 from metabook.chat.scope import Threshold, UnbiasedPrototypes, auroc, choose_threshold, within_class_spread
 from metabook.chat.setup import Adapted, LLMFeatures, Settings, TfIdfFeatures, calibrate, default_bot, meta_learn
-from metabook.chat.terminal import Session, converse, picture
+from metabook.chat.terminal import Session, converse, picture, recorder
 from metabook.chat.users import Dialogue, ScriptedUser, talk
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "meta_learn",
     "picture",
     "pooled_threshold",
+    "recorder",
     "talk",
     "training_part",
     "within_class_spread",

@@ -20,7 +20,7 @@ from metabook.files import UserError
 if TYPE_CHECKING:
     from metabook.figures import Rendered
 
-__all__ = ["Session", "converse", "picture"]
+__all__ = ["Session", "converse", "picture", "recorder"]
 
 PROMPT = "you> "
 LONGEST_LINE = 4 * LONGEST_MESSAGE  # what is read of a line; the rest is thrown away, whatever its length
@@ -219,13 +219,25 @@ _SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"
  clip-path="url(#{unique_id}-clip-terminal)">{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g></svg>"""
 
 
+def recorder(width: int = 92) -> Console:
+    """A console that keeps what is printed, for :func:`picture`, and shows nothing, in a notebook either.
+
+    Parameters
+    ----------
+    width : int
+        Columns.
+    """
+    # Without the last argument Rich also displays each line as HTML of its own, with colours for a white page.
+    return Console(record=True, file=io.StringIO(), width=width, highlight=False, force_jupyter=False)
+
+
 def picture(console: Console, alt: str, title: str, caption: str | None = None) -> Rendered:
     """A recorded session as inline SVG: text that can be selected, and nothing that is loaded from elsewhere.
 
     Parameters
     ----------
     console : rich.console.Console
-        Made with ``record=True``.
+        A :func:`recorder`, or any made with ``record=True``.
     alt : str
         What one sees, in words.
     title : str

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metabook.chat import Memory, Session, converse, picture
+from metabook.chat import Memory, Session, converse, picture, recorder
 from metabook.chat.terminal import LONGEST_LINE
 from metabook.cli import app
 
@@ -117,7 +117,7 @@ def test_bytes_that_are_no_text(toy, monkeypatch):
 
 
 def test_the_picture_is_svg_that_loads_nothing(toy):
-    console = Console(record=True, file=io.StringIO(), width=80)
+    console = recorder(80)
     Session(toy.make(), console).line("please book flight <script>")
     shown = picture(console, alt='A "session"', title="metabook chat", caption="One line.")
     assert 'aria-label="A &quot;session&quot;"' in shown.html
@@ -126,6 +126,12 @@ def test_the_picture_is_svg_that_loads_nothing(toy):
     assert "book&#160;flight" in shown.html or "book flight" in shown.html
     again = picture(console, alt='A "session"', title="metabook chat", caption="One line.")
     assert again.html == shown.html
+
+
+def test_in_a_notebook_too_a_recorder_shows_nothing(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert Console().is_jupyter
+    assert not recorder().is_jupyter
 
 
 def test_errors_of_the_command_line_are_one_line(tmp_path):
