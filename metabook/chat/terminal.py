@@ -54,7 +54,8 @@ class Session:
 
     def __init__(self, bot: Chatbot, console: Console | None = None) -> None:
         self.bot = bot
-        self.console = console or Console(highlight=False)
+        # Plain text in a notebook: what Rich displays there has colours for a white page.
+        self.console = console or Console(highlight=False, force_jupyter=False)
         self._commands: dict[str, Callable[[str], None]] = {
             "correct": self._correct,
             "teach": self._teach,
