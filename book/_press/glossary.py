@@ -21,7 +21,7 @@ _RUNNING = {"note", "warning", "tip", "important", "hint", "admonition"}  # thei
 _END = re.compile(r"^##\s+Exercises\s*$")
 _ROLE = re.compile(r"\{(?P<name>[a-z:]+)\}$")
 _NAMED = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>\s*", re.DOTALL)
-_BOLD = re.compile(r"(?<![*\\])\*\*(?!\s)([^*]+?)\*\*", re.DOTALL)
+_BOLD = re.compile(r"(?<![*\\])\*\*(?!\s)((?:(?!\*\*|\n\n).)+)\*\*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _plain(text: str) -> tuple[str, list[tuple[int, str]]]:
             continue
         if text[at] == "`":
             end, content = code_span(text, at)
-            role = _ROLE.search(text, 0, at)
+            role = _ROLE.search(text, max(0, at - 20), at)
             if role and content and role["name"] == "term":
                 named = _NAMED.fullmatch(content)
                 links.append((role.start(), " ".join((named["target"] if named else content).split())))
