@@ -60,6 +60,7 @@ CANDIDATES: dict[str, Callable[[], Recipe]] = {
     "constant rate": partial(few_alphabets, anneal=None),
     "no weight decay": partial(few_alphabets, weight_decay=0.0),
     "no weight average": partial(few_alphabets, average=0.0),
+    "one view": partial(few_alphabets, views=1),
     "64 filters a block": partial(few_alphabets, lambda: Conv4(channels=64, norm="running")),
     "pre-trained, centred nearest mean": pretrained,
 }
