@@ -18,6 +18,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from metabook import fit, results, seed_everything
 from metabook.episodes import TaskSource
 from metabook.learners import ANIL, MAML, ALPaCA, FineTune, Learner
 from metabook.nets import MLP
-from metabook.personal import Constant, Global, Remembered, World, learning_curve, picked, ridge, ridge_head, world
+from metabook.personal import Constant, Global, Remembered, Ridge, World, learning_curve, picked, world
 from metabook.storage import write_bytes
 from metabook.training import ci95
 
@@ -39,6 +40,7 @@ WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "personalisation"
 MESSAGES = (0, 1, 2, 5, 10)
 TASKS = 16
 SIZES = (10, 40)  # smaller populations to train on
+FEW = ("global", "memory", "finetune", "head", "maml", "alpaca")  # what is trained on them
 SEARCH_SEED = 100
 Setting = tuple[float, ...]
 #: What is tried, setting by setting.
@@ -47,9 +49,9 @@ GRIDS: dict[str, list[Setting]] = {
     "offset": list(itertools.product((0.0,), (1.0, 3.0, 10.0))),
     "memory": list(itertools.product((2.0, 5.0, 10.0), (0.1, 0.3, 1.0))),
     "scratch": list(itertools.product((0.001, 0.003, 0.01), (1, 5, 20))),
-    "ridge": [(100.0,), (300.0,), (1000.0,), (3000.0,)],
+    "ridge": [(300.0,), (1000.0,), (3000.0,), (10000.0,)],
     "finetune": list(itertools.product((0.001, 0.003, 0.01), (1, 5, 20))),
-    "head": [(3.0,), (10.0,), (30.0,), (100.0,), (300.0,)],
+    "head": [(10.0,), (100.0,), (300.0,), (1000.0,), (3000.0,)],
     "maml": list(itertools.product((1e-3, 3e-3), (0.003, 0.01, 0.03), (5,))),
     "fomaml": list(itertools.product((3e-3,), (0.003, 0.01, 0.03), (5,))),
     "anil": list(itertools.product((3e-3,), (0.003, 0.01, 0.03), (5,))),
@@ -93,12 +95,12 @@ def build(name: str, setting: Setting, here: World, shared: MLP | None, seed: in
             "offset": lambda: Remembered(shared, *setting),
             "memory": lambda: Remembered(shared, *setting),
             "finetune": lambda: FineTune(shared, setting[0], int(setting[1])),
-            "head": lambda: ridge_head(shared, setting[0]),
+            "head": lambda: Ridge(setting[0], shared),
         }[name]()
     if name == "scratch":
         return FineTune(net(width), setting[0], int(setting[1]))
     if name == "ridge":
-        return ridge(width, setting[0])
+        return Ridge(setting[0])
     if name == "known":
         styles = here.train.seen_as(here.train.pool.styles)
         return trained(ALPaCA(Constant(), styles.inputs.shape[1] + 1, noise=0.5), styles, steps, setting[0], tasks)
@@ -217,14 +219,15 @@ def main(
     searched = kept(f"{name}/search", lambda: search(validation, search_steps))
     chosen = {key: tuple(each["chosen"]) for key, each in searched.items()}
     typer.echo(chosen)
-    parts, small = [], {size: [] for size in SIZES}  # type: ignore[var-annotated]
-    for seed in tqdm(range(seeds), unit="seed"):
-        here = world(seed, people=people, test_people=people)
-        parts.append(kept(f"{name}/{seed}", lambda: dict(run(tuple(LABELS), here, chosen, seed, steps))))
-        for size in SIZES:
-            few = world(seed, people=size, test_people=people)
-            those = ("global", "finetune", "memory", "maml", "alpaca")
-            small[size].append(kept(f"{name}/{seed}-{size}", lambda: dict(run(those, few, chosen, seed, steps))))
+
+    def measure(seed: int, size: int) -> dict[str, Any]:
+        here = world(seed, people=size, test_people=people)
+        return dict(run(tuple(LABELS) if size == people else FEW, here, chosen, seed, steps))
+
+    each_size: dict[int, list[dict[str, Any]]] = {size: [] for size in (*SIZES, people)}
+    for seed, size in tqdm(list(itertools.product(range(seeds), each_size)), unit="population"):
+        each_size[size].append(kept(f"{name}/{seed}-{size}", partial(measure, seed, size)))
+    parts = each_size[people]
     rows = [
         {
             "learner": key,
@@ -253,8 +256,7 @@ def main(
         "differences": {f"{a} - {b}": differences(parts, a, b) for a, b in PAIRS},
         "training_users": {
             str(size): {key: curve([part[key] for part in group], "mse") for key in group[0]}
-            for size, group in [*small.items(), (people, parts)]
-            if group
+            for size, group in each_size.items()
         },
     }
     typer.echo(results.write(name, record))

@@ -1,10 +1,8 @@
-"""Personalisation: a model that all users share, what a few ratings of one user make of it, and how to take that back."""
+"""Personalisation: a model that all users share, what a user's few ratings make of it, and how to take them back."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from metabook.data.users import Users, replies
 from metabook.episodes import Episodes
-from metabook.learners import ALPaCA, FineTune, Learner, task_losses
+from metabook.learners import FineTune, Learner, task_losses
 from metabook.learners.gradient import GradientLearner
 from metabook.nets import MLP
 from metabook.text import TfIdf
@@ -23,11 +21,10 @@ __all__ = [
     "Global",
     "Profile",
     "Remembered",
+    "Ridge",
     "World",
     "learning_curve",
     "picked",
-    "ridge",
-    "ridge_head",
     "world",
 ]
 
@@ -120,8 +117,7 @@ class Remembered(Learner):
         self.net, self.sharpness, self.prior = net, sharpness, prior
 
     def predict(self, episodes: Episodes) -> Tensor:
-        directions = (F.normalize(x, dim=2) for x in (episodes.query_x, episodes.support_x))
-        query, support = directions
+        query, support = (F.normalize(x, dim=2) for x in (episodes.query_x, episodes.support_x))
         weight = (self.sharpness * (query @ support.mT - 1)).exp()  # [tasks, queries, support]
         deviation = episodes.support_y - self.net(episodes.support_x)
         return self.net(episodes.query_x) + weight @ deviation / (self.prior + weight.sum(2, keepdim=True))
@@ -130,43 +126,49 @@ class Remembered(Learner):
         return task_losses(self.predict(episodes), episodes.query_y).mean()
 
 
-def ridge(inputs: int, penalty: float) -> ALPaCA:
-    """Ridge regression for each user by itself, on the inputs and a constant: nothing is shared.
+class Ridge(Learner):
+    r"""Ridge regression of the user's deviations from a shared model, on features that do not change.
+
+    .. math:: \hat y(x) = g(x) + \varphi(x)^\top w,\qquad
+              w = \arg\min_w \sum_i \bigl(y_i - g(x_i) - \varphi(x_i)^\top w\bigr)^2 + \lambda \lVert w \rVert^2.
+
+    In closed form, through the inner products of the features, of which there are as many as messages. One feature is
+    constant (10, so that its weight costs a hundredth of another's).
 
     Parameters
     ----------
-    inputs : int
     penalty : float
-        On the squared weights; on the square of the constant a hundredth of it.
+        The number lambda > 0.
+    net : MLP, optional
+        The shared model g; its last hidden layer gives the features, so that this draws its head towards what it was.
+        Without one, g is zero and the features are the inputs: nothing is shared.
+
+    Raises
+    ------
+    ValueError
+        If the penalty is not positive.
     """
-    return _ridge(Constant(), torch.zeros(inputs + 1, 1), penalty)
 
+    def __init__(self, penalty: float, net: MLP | None = None) -> None:
+        if penalty <= 0:
+            raise ValueError(f"the penalty must be positive, not {penalty}")
+        super().__init__()
+        self.penalty, self.net = penalty, net
+        self.body = nn.Identity() if net is None else nn.Sequential(*list(net)[:-1])
 
-def ridge_head(net: MLP, penalty: float) -> ALPaCA:
-    """Ridge regression on a shared model's last hidden layer, drawn towards the shared model's own head.
+    def predict(self, episodes: Episodes) -> Tensor:
+        support, query = (
+            torch.cat([z, torch.full_like(z[..., :1], 10.0)], 2)
+            for z in (self.body(episodes.support_x), self.body(episodes.query_x))
+        )
+        base, answer = episodes.support_y, query.new_zeros(*query.shape[:2], 1)
+        if self.net is not None:
+            base, answer = base - self.net(episodes.support_x), self.net(episodes.query_x)
+        inner = support @ support.mT + self.penalty * torch.eye(support.shape[1], device=support.device)
+        return answer + query @ support.mT @ torch.linalg.solve(inner, base)
 
-    Parameters
-    ----------
-    net : MLP
-        The shared model, with one output; its weights are copied.
-    penalty : float
-        On the squared change of the weights; on that of the constant a hundredth of it.
-    """
-    *body, head = deepcopy(net)
-    assert isinstance(head, nn.Linear)  # what an MLP ends with
-    centre = torch.cat([head.weight.detach()[0], head.bias.detach()]).unsqueeze(1)
-    return _ridge(nn.Sequential(*body, Constant()), centre, penalty)
-
-
-def _ridge(net: nn.Module, centre: Tensor, penalty: float) -> ALPaCA:
-    if penalty <= 0:
-        raise ValueError(f"the penalty must be positive, not {penalty}")
-    learner = ALPaCA(net, len(centre))
-    with torch.no_grad():
-        learner.prior_mean.copy_(centre)
-        learner.log_diagonal.fill_(math.log(penalty) / 2)
-        learner.log_diagonal[-1] = math.log(penalty / 100) / 2
-    return learner.eval()
+    def loss(self, episodes: Episodes) -> Tensor:
+        return task_losses(self.predict(episodes), episodes.query_y).mean()
 
 
 def _after(learner: Learner, episodes: Episodes, n: int) -> Tensor:
@@ -174,9 +176,6 @@ def _after(learner: Learner, episodes: Episodes, n: int) -> Tensor:
     fewer = replace(episodes, support_x=episodes.support_x[:, :n], support_y=episodes.support_y[:, :n])
     if n == 0 and isinstance(learner, GradientLearner):
         return learner.trajectory(fewer, 0)[0]  # the mean loss of no message has no gradient
-    if isinstance(learner, ALPaCA):
-        parts = fewer.split(8)  # a precision matrix for each task and each number of messages
-        return torch.cat([learner.predict(part) for part in parts])
     return learner.predict(fewer)
 
 
@@ -248,6 +247,11 @@ class Profile:
     def __len__(self) -> int:
         """Number of ratings."""
         return len(self._ratings)
+
+    @property
+    def numbers(self) -> list[int]:
+        """What the ratings can be forgotten by, the oldest first."""
+        return list(self._ratings)
 
     def rate(self, x: Tensor, rating: float) -> int:
         """Take in a rating of a reply with the features ``x [features]``; returns the number to forget it by."""

@@ -1,7 +1,7 @@
 """Made-up users who rate an assistant's replies: every user is a task.
 
-A reply answers a message of the generated intents in one of many styles. Each user has a taste, a weight for every trait
-of a style, and gives stars by it. So the tasks have something in common, and no two of them are the same.
+A reply answers a message of the generated intents in one of many styles. Each user has a taste, a weight for every
+trait of a style, and gives stars by it. So the tasks have something in common, and no two of them are the same.
 """
 
 from __future__ import annotations
@@ -186,7 +186,9 @@ class Users:
         if len(inputs) != len(pool.texts):
             raise ValueError(f"{len(inputs)} inputs for {len(pool.texts)} replies")
         if shots + queries > len(pool.requests):
-            raise ValueError(f"{shots} shots and {queries} queries need so many messages; there are {len(pool.requests)}")
+            raise ValueError(
+                f"{shots} shots and {queries} queries need so many messages; there are {len(pool.requests)}"
+            )
         self.pool, self.inputs, self.people = pool, inputs, people
         self.shots, self.queries, self.noise, self.seed, self.vary = shots, queries, noise, seed, False
         generator = generator_for("people", seed)
