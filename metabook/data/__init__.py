@@ -27,6 +27,7 @@ from metabook.data.quadratics import Quadratics
 from metabook.data.sinusoids import Sinusoids
 from metabook.data.store import DataError
 from metabook.data.texts import TextData, read_texts
+from metabook.data.users import Replies, Users, replies
 from metabook.episodes import LabelledData
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "DataSet",
     "LinearFunctions",
     "Quadratics",
+    "Replies",
     "Sinusoids",
     "TextData",
+    "Users",
     "affine_views",
     "banking77",
     "clinc150",
@@ -49,6 +52,7 @@ __all__ = [
     "mini_imagenet",
     "omniglot",
     "read_texts",
+    "replies",
     "rotations",
 ]
 
