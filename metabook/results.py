@@ -21,19 +21,38 @@ import torch
 
 from metabook.storage import StorageError, write_bytes
 
-__all__ = ["chapters_reading", "check", "circumstances", "digest", "glue", "means", "names", "read", "write"]
+__all__ = [
+    "chapters_reading",
+    "check",
+    "circumstances",
+    "digest",
+    "glue",
+    "means",
+    "names",
+    "read",
+    "write",
+    "write_to",
+]
 
 _CHECKOUT = Path(__file__).parents[1] / "results"
 _INSTALLED = Path(__file__).parent / "_results"
 #: What the rows of records are called by.
 _TITLES = ("label", "learner", "name", "case", "agent")
+#: Where :func:`write` writes to, if not into the checkout's ``results/``.
+_elsewhere: Path | None = None
 #: The chapters of the checkout, if this is one.
 BOOK = _CHECKOUT.parent / "book"
 #: Days that the script of a record may have changed after the measurement.
 TOLERANCE = 30
 
 
-def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
+def write_to(folder: Path | None) -> None:
+    """Let this process write its records into another folder, and read them from there; None: as usual again."""
+    global _elsewhere
+    _elsewhere = folder
+
+
+def write(name: str, data: dict[str, Any], folder: Path | None = None) -> Path:
     """Write the record ``name`` with the circumstances of its measurement.
 
     Parameters
@@ -44,7 +63,7 @@ def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
         JSON-ready, every number finite; say the seeds and the settings in it. A long run puts the
         :func:`circumstances` of its start under ``measured``; otherwise those of now are added.
     folder : path
-        Default: the checkout's ``results/``.
+        Default: the one of :func:`write_to`, or the checkout's ``results/``.
 
     Returns
     -------
@@ -60,7 +79,7 @@ def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
     """
     record = {"measured": circumstances(), **data}
     record["digest"] = digest(record)
-    path = Path(folder) / f"{name}.json"
+    path = Path(folder or _elsewhere or _CHECKOUT) / f"{name}.json"
     write_bytes(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
 
@@ -73,7 +92,11 @@ def digest(record: dict[str, Any]) -> str:
 
 def names() -> list[str]:
     """The records of the checkout, or of the installed package."""
-    return sorted({path.stem for folder in (_CHECKOUT, _INSTALLED) for path in folder.glob("*.json")})
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.json")})
+
+
+def _folders() -> tuple[Path, ...]:
+    return (_CHECKOUT, _INSTALLED) if _elsewhere is None else (_elsewhere,)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -84,7 +107,7 @@ def read(name: str) -> dict[str, Any]:
     StorageError
         If there is no such record (the message lists those there are), or it is not what was written.
     """
-    for folder in (_CHECKOUT, _INSTALLED):
+    for folder in _folders():
         if (path := folder / f"{name}.json").exists():
             return _intact(path)
     raise StorageError(f"there is no record {name!r}; there are: {', '.join(names()) or 'none'}")
