@@ -278,4 +278,4 @@ def run_kept(file: Path, function: Callable[..., dict[str, Any]], arguments: tup
 
 
 if __name__ == "__main__":
-    presets.run(main, updates=2, search_updates=2)
+    presets.run(main, updates=8, search_updates=8)

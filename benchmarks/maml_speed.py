@@ -230,4 +230,4 @@ def main(rounds: Annotated[int, typer.Option(help="Calls of each side that count
 
 
 if __name__ == "__main__":
-    presets.run(main, rounds=1)
+    presets.run(main, rounds=2)

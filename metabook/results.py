@@ -132,7 +132,7 @@ def means(record: dict[str, Any]) -> list[tuple[str, str]]:
 
     def look(place: str, value: Any) -> None:
         if isinstance(value, dict):
-            if {"mean", "ci95"} <= value.keys() and value["mean"] is not None:
+            if "ci95" in value and isinstance(value.get("mean"), int | float):  # a curve has a list of them
                 half = max(value["ci95"] or 0.0, value.get("seeds_ci95") or 0.0)
                 found.append((place, f"{value.get('metric', 'mean')} {value['mean']:.4g} ± {half:.2g}"))
             for key, part in value.items():
