@@ -165,7 +165,7 @@ def check(book: Path = BOOK, tolerance: int = TOLERANCE) -> list[str]:
     """What is wrong with the records, and with the chapters that quote them; empty if nothing is.
 
     Every record must be as it was written, and its script must not have changed more than ``tolerance`` days after the
-    measurement. A chapter must find the records that it reads; and the numbers that its notebook shows
+    measurement, or after that of its oldest part. A chapter must find the records that it reads; and the numbers that its notebook shows
     (``results/chapters.json``) must come from the records as they are now.
 
     Parameters
@@ -187,27 +187,40 @@ def check(book: Path = BOOK, tolerance: int = TOLERANCE) -> list[str]:
         except StorageError as error:
             faults.append(str(error))
     for name, record in records.items():
-        faults += _out_of_date(name, record["measured"], tolerance)
+        faults += _out_of_date(name, record, tolerance)
     for name, chapters in chapters_reading(book).items():
         if name not in names():
             faults.append(f"{', '.join(chapters)}: there is no record {name}: correct the name, or measure it")
     return [*faults, *_quoted_otherwise(records)]
 
 
-def _out_of_date(name: str, measured: dict[str, Any], tolerance: int) -> Iterator[str]:
-    script = measured.get("script")
+def _out_of_date(name: str, record: dict[str, Any], tolerance: int) -> Iterator[str]:
+    script, oldest = record["measured"].get("script"), min(_dates(record))
     if script is None or not (_CHECKOUT.parent / script).exists():
         yield f"{name}.json does not name a script that makes it: measure it anew with one of benchmarks/"
     elif changed := _git("log", "-1", "--format=%cs", "--", script):
-        days = (date.fromisoformat(changed) - date.fromisoformat(measured["date"])).days
+        days = (date.fromisoformat(changed) - date.fromisoformat(oldest)).days
         if days > tolerance:
             yield f"{name}.json is {days} days older than {script}: run that again"
+
+
+def _dates(tree: Any) -> Iterator[str]:
+    """The days on which a record and the parts of it that were measured by themselves were."""
+    if isinstance(tree, dict):
+        if isinstance(measured := tree.get("measured"), dict) and "date" in measured:
+            yield measured["date"]
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from _dates(part)
 
 
 def _quoted_otherwise(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     for chapter, entry in records.get("chapters", {}).get("chapters", {}).items():
         for name, quoted in entry.get("records", {}).items():
-            if name in records and records[name]["digest"] != quoted:
+            if name not in names():
+                yield f"{chapter} read {name}.json, which is gone: python book/_press record --only {Path(chapter).name}"
+            elif name in records and records[name]["digest"] != quoted:
                 yield (
                     f"{chapter} shows numbers of an earlier {name}.json: "
                     f"python book/_press record --only {Path(chapter).name}"
