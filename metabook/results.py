@@ -165,8 +165,8 @@ def check(book: Path = BOOK, tolerance: int = TOLERANCE) -> list[str]:
     """What is wrong with the records, and with the chapters that quote them; empty if nothing is.
 
     Every record must be as it was written, and its script must not have changed more than ``tolerance`` days after the
-    measurement, or after that of its oldest part. A chapter must find the records that it reads; and the numbers that its notebook shows
-    (``results/chapters.json``) must come from the records as they are now.
+    measurement, or after that of its oldest part. A chapter must find the records that it reads; and the numbers that
+    its notebook shows (``results/chapters.json``) must come from the records as they are now.
 
     Parameters
     ----------
@@ -217,14 +217,12 @@ def _dates(tree: Any) -> Iterator[str]:
 
 def _quoted_otherwise(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     for chapter, entry in records.get("chapters", {}).get("chapters", {}).items():
+        again = f"python book/_press record --only {Path(chapter).name}"
         for name, quoted in entry.get("records", {}).items():
             if name not in names():
-                yield f"{chapter} read {name}.json, which is gone: python book/_press record --only {Path(chapter).name}"
+                yield f"{chapter} read {name}.json, which is gone: {again}"
             elif name in records and records[name]["digest"] != quoted:
-                yield (
-                    f"{chapter} shows numbers of an earlier {name}.json: "
-                    f"python book/_press record --only {Path(chapter).name}"
-                )
+                yield f"{chapter} shows numbers of an earlier {name}.json: {again}"
 
 
 def circumstances() -> dict[str, Any]:
