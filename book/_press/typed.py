@@ -2,9 +2,10 @@
 
 What counts as such a figure: a percentage, a number after ±, a time or a size in decimals, CPU-seconds, decimal points
 of a percentage; in the texts of pictures and tables (``alt=``, ``caption=``) also a decimal number after *about* and
-the like; in strings of the code a decimal number before ± or %. Not looked at are mathematics, code, roles (``glue``
-among them), and whole percentages in exercises, solutions and the quiz, which are about cases that are made up. A
-figure with a citation in the same sentence, list item or row of a table is a quoted one.
+the like; in other strings of the code a decimal number before ± or %. Not looked at are mathematics, code, roles
+(``glue`` among them), and, in exercises, solutions and the quiz, which are about cases that are made up, whole
+percentages, strings of the code and the quiz's answers. A figure with a citation in the same sentence, list item or row
+of a table is a quoted one.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str, bool]]:
             yield start, "\n".join(lines), made_up > 0 or quiz
             lines = []
         if fence:
-            marks, name = fence[1], fence[2] or ""
+            marks, name, title = fence[1], fence[2] or "", line[fence.end() :].strip()
+            if title and not quiz and name not in ("code-cell", "math", "code-block"):  # in the quiz: an answer
+                yield number, title, made_up > 0 or name.startswith(_MADE_UP)
             if name.endswith(("-start", "-end")):
                 made_up += 1 if name.endswith("-start") else -1
             if marks[0] == "`" or name == "math":
@@ -120,7 +123,19 @@ def _bare(paragraph: str) -> str:
     return re.sub(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", paragraph)
 
 
+def _exercises(text: str) -> set[int]:
+    """The lines, from 1, of exercises and solutions that hold code."""
+    inside, lines = False, set()
+    for number, line in enumerate(text.split("\n"), 1):
+        if match := re.match(r"\s*:{3,}\{(?:exercise|solution)-(start|end)\}", line):
+            inside = match[1] == "start"
+        if inside:
+            lines.add(number)
+    return lines
+
+
 def _in_code(page: Page) -> Iterator[Typed]:
+    made_up = _exercises(page.text)
     for cell in cells(page):
         if cell.kind == "code":
             try:
@@ -130,7 +145,11 @@ def _in_code(page: Page) -> Iterator[Typed]:
             labels = {id(part) for word in _labels(tree) for part in ast.walk(word)}
             for node in ast.walk(tree):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield from _found(cell.line + node.lineno - 1, node.value, _LABEL if id(node) in labels else _CODE)
+                    line = cell.line + node.lineno - 1
+                    if id(node) in labels:
+                        yield from _found(line, node.value, _LABEL)
+                    elif line not in made_up:
+                        yield from _found(line, node.value, _CODE)
 
 
 def _labels(tree: ast.Module) -> Iterator[ast.expr]:

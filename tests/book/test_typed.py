@@ -29,6 +29,7 @@ ALLOWED = {
         "30 % of the data is real",
     ],
     "40-code/clinic": ["learnt them by heart has 100 %", "An exhibit costs +0.4 ± 0.9 points"],
+    "60-tools/results": ["Our interval is ± 0.4 over tasks", "A paper reports 98.7"],
     "notation": ["the half-width of its 95 %"],
     "glossary": ["given with confidence 0.8, 80 % are right"],
 }
@@ -75,6 +76,7 @@ def found_in(tmp_path: Path, text: str) -> list[str]:
         ("```{code-cell} ipython3\nshow(alt='It ends near 0.3, above 40 percent.')\n```", ["near 0.3", "40 percent"]),
         ("```{code-cell} ipython3\nrows = [['MAML', '98.7 ± 0.4']]\n```", ["98.7 ±"]),
         (":::{note}\nIt reaches 97.4 %.\n:::", ["97.4 %"]),
+        (":::{note} It reaches 97.4 %.\nSo it does.\n:::", ["97.4 %"]),
         ("## Quiz\n\nA bot scores 97.4 %.\n\n## References\n\nIt reaches 97 %.", ["97.4 %", "97 %"]),
     ],
 )
@@ -93,6 +95,7 @@ def test_a_typed_figure_is_found(tmp_path: Path, text: str, figures: list[str]) 
         "```python\nprint('97.4 %')\n```",
         "## Quiz\n\nA bot is right in 90 % of the cases.",
         ":::{exercise-start} Bots\n:label: ex-a\n:::\nA bot is right in 90 % of the cases.\n:::{exercise-end}\n:::",
+        ":::{exercise-start} A\n:::\n```{code-cell} ipython3\nf('98.7 ± 0.4')\n```\n:::{exercise-end}\n:::",
         ":::{solution} ex-a\nIt is 90 % of the cases.\n:::",
         "```{code-cell} ipython3\nshow(caption=f'mean ± 95 % interval, {value:.1f} %', alt='a rate of 0.1')\n```",
     ],
