@@ -391,15 +391,22 @@ def _costs(run: float, cpu: float, peak: float) -> list[str]:
 HEADLINES = {
     "bayesian": (r"rows\[.*\]\.points\.10\.nll",),
     "chat": (r"feedback\..*\.accuracy",),
+    "continual": (r"features\..*\.final",),
     "drawing": (r"robust_5w1s\..*\.trained net, redrawn",),
     "evolution": (r"domains\..*\.pools\..*\.(plain\[\d\]|verified_minus_this\.plain)",),
     "few_shot_glyphs": (r"rows\[.*\]\.test\.5w1s",),
     "hidden_goal": (r"rows\[.*\]\.stay\[[03]\]",),
+    "personalisation": (r"rows\[.*\]\.mse\.(0|5)",),
+    "safety": (
+        r"data\..*\.poison\.chosen\.(prototypes|counted)\[[04]\]",
+        r"data\..*\.loop\.(own labels|verified)\.5\.end",
+    ),
     "learned_optimiser": (
         r"optimisers\..*\.learned minus hand-designed\..*, after 20",
         r"processes\..*\.mse\[4\]",
         r"no_meta\..*\.mse\[4\]",
     ),
+    "tool_agent": (r"runs\..*\.at_once",),
 }
 #: The records whose rows the other tables show.
 SHOWN = ("bandits", "navigation", "sinusoids", "maml_speed", "search_omniglot")
@@ -419,11 +426,9 @@ def others(limit: int = 12) -> Table:
             continue
         if name != "drawing" and record.get("settings", {}).get("data") == "omniglot" and "rows" in record:
             continue
-        found = results.means(record)
-        if patterns := HEADLINES.get(name):
-            found = [(place, mean) for place, mean in found if any(re.fullmatch(each, place) for each in patterns)]
-        else:
-            found = sorted(found, key=lambda one: len(re.findall(r"[.\[]", one[0])))[:limit]
+        every, patterns = results.means(record), HEADLINES.get(name, ())
+        found = [(place, mean) for place, mean in every if any(re.fullmatch(each, place) for each in patterns)]
+        found = found or sorted(every, key=lambda one: len(re.findall(r"[.\[]", one[0])))[:limit]
         first = {readable(place): mean for place, mean in reversed(found)}  # of rows with one label the first
         rows += [[name, what, first[what], device(record)] for what in dict.fromkeys(readable(p) for p, _ in found)]
     return Table(["record", "what", "mean", "device"], rows)

@@ -117,6 +117,18 @@ def test_a_record_that_no_table_knows_is_listed_with_its_first_means(shelf):
     assert findings.records().rows == [["personalisation", "benchmarks/x.py", "2026-01-01", "abc", "3", "CPU (test)"]]
 
 
+@pytest.mark.parametrize("name", sorted(set(findings.HEADLINES) & set(results.names())))
+def test_the_means_that_stand_for_a_record_are_in_it(name):
+    found = [place for place, _ in results.means(results.read(name))]
+    for pattern in findings.HEADLINES[name]:
+        assert any(re.fullmatch(pattern, place) for place in found), pattern
+
+
+def test_a_record_whose_chosen_means_are_gone_is_still_listed(shelf):
+    shelf("continual", headline={"mean": 0.5, "ci95": 0.1})
+    assert findings.others().rows == [["continual", "headline", "mean 0.5 ± 0.1", "CPU (test)"]]
+
+
 def test_tasks_that_diverged_have_a_median_and_no_mean(shelf):
     gone = {"mean": None, "ci95": None, "median": 0.32, "diverged": 0.001}
     mse = {"1": score(0.9), "5": gone, "10": gone}
