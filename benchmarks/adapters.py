@@ -273,5 +273,5 @@ if __name__ == "__main__":
         steps=[0, 1],
         tasks=4,
         adapt_tasks=2,
-        texts=6,
+        texts=10,
     )

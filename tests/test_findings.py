@@ -1,13 +1,11 @@
 """The tables of the results follow the records, and a record that is added appears in them."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from metabook import findings, published, results
+from metabook import findings, results
 
-ROOT = Path(__file__).parents[1]
 MEASURED = {"date": "2026-01-01", "device": "CPU (test)", "script": "benchmarks/x.py", "commit": "abc"}
 TABLES = [name for name in findings.__all__ if name.islower() and name not in ("omniglot_rows", "families")]
 
@@ -180,23 +178,3 @@ def test_aims_without_a_record_are_not_measured(shelf):
     maml = rows["MAML, Omniglot 5w1s, 242 characters, 60 CPU minutes"]
     assert maml[2] == "not reached, the interval holds the bound"
     assert "25% of the time it was to have" in maml[3]
-
-
-# --- Published ----------------------------------------------------------------------------------------------------
-
-FIGURES = [
-    *published.OMNIGLOT,
-    *published.SINUSOIDS,
-    *published.NAVIGATION,
-    *published.BANDITS,
-    *published.INTENTS,
-]
-
-
-@pytest.mark.parametrize("each", FIGURES, ids=lambda each: f"{each.learner}-{each.source}-{each.transductive}")
-def test_a_published_figure_has_a_reference_and_says_where_it_was_read(each):
-    keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), re.MULTILINE)
-    assert each.source in keys
-    assert each.read in ("own paper", "its code", "another paper")
-    assert each.origin.split()[0].lower() in each.source
-    assert all(isinstance(each.mean(what), float) for what in each.values)
