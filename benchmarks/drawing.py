@@ -70,7 +70,7 @@ def net() -> Conv4:
 def trained(kind: str, steps: int, as_is: bool) -> tuple[ProtoNet, int]:
     """The learner for one kind of pictures, and how many steps of its training are done."""
     file, checkpoint = (WORK / f"{kind}-{steps}.{suffix}" for suffix in ("safetensors", "checkpoint"))
-    chosen = few_alphabets(net)
+    chosen = few_alphabets(net, views=1)  # the page computes one view
     if not file.exists() and not (as_is and checkpoint.exists()):
         settings = chosen.tasks_settings()
         scans = data.load("omniglot", "train+validation", background="small1+small2", size=SCAN)

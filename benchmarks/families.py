@@ -2,7 +2,7 @@ r"""Every learner of the book on the same tasks with the same CPU time: how good
 
 Writes ``results/families_<data>.json``: scores on every kind of task (or why a learner refuses it), likelihood and
 calibration, time and memory of adaptation, and how much adaptation changes each layer. The outer learning rate of every
-learner is the best of three on validation tasks. Finished parts are kept under ``_build/benchmarks``, so that an
+learner is the best of four on validation tasks. Finished parts are kept under ``_build/benchmarks``, so that an
 interrupted benchmark goes on where it was; ``--fresh`` starts anew.
 
     python benchmarks/families.py --data sinusoids --budget 15 --jobs 2
@@ -80,7 +80,7 @@ LEARNERS = {
 CHARACTERS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w1s": (20, 1), "20w5s": (20, 5)}
 CURVES = {"10s": (1, 10), "5s": (1, 5), "20s": (1, 20)}
 UNTRAINED = {"sinusoids": ("FromScratch", "TaskGP", "FixedGP"), "glyphs": ("NearestNeighbour", "FromScratch")}
-FACTORS = (1 / 3, 1.0, 3.0)  # of the recipe's learning rate
+FACTORS = (1 / 3, 1.0, 3.0, 10.0)  # of the recipe's learning rate
 KERNELS = tuple(itertools.product((1.0, 1.5, 2.0, 3.0), (2.0, 4.0), (0.03, 0.1, 0.3)))
 TEST, VALIDATION = 1, 2  # seeds of the tasks
 QUERIES, TIMED = 5, 21

@@ -1,15 +1,14 @@
 r"""Letters of new alphabets, learnt from five: the recipe ``few-alphabets`` and what each ingredient adds.
 
 Writes ``results/few_alphabets.json``, or the record that ``--name`` names. First every candidate is trained on the
-background set without one alphabet and judged on that alphabet (20-way 1-shot inside it), for ``--folds`` alphabets in
-turn. No evaluation alphabet is looked at. Then the best candidate of each background set, the recipe, and with
-``--test-all`` the others, are trained on the whole background set and tested inside each of the 20 evaluation
-alphabets.
+first background set and judged inside those alphabets of the other small background set that it did not have (20-way
+1-shot). No evaluation alphabet is looked at. Then the best candidate, the recipe, and with ``--test-all`` the others,
+are trained on each background set by itself and tested inside each of the 20 evaluation alphabets.
 An interrupted run goes on where it was, in the middle of a training too; ``--fresh`` starts anew.
 
     METABOOK_DATA=~/data python benchmarks/few_alphabets.py --jobs 2
     METABOOK_DATA=~/data python benchmarks/few_alphabets.py --background small1 --select-budget 20 --budget 60 \
-        --folds 1 --only recipe --only "no distortion" --name try_few_alphabets
+        --only recipe --only "no distortion" --name try_few_alphabets
 """
 
 from __future__ import annotations
@@ -60,6 +59,7 @@ CANDIDATES: dict[str, Callable[[], Recipe]] = {
     "constant rate": partial(few_alphabets, anneal=None),
     "no weight decay": partial(few_alphabets, weight_decay=0.0),
     "no weight average": partial(few_alphabets, average=0.0),
+    "one view": partial(few_alphabets, views=1),
     "64 filters a block": partial(few_alphabets, lambda: Conv4(channels=64, norm="running")),
     "pre-trained, centred nearest mean": pretrained,
 }
@@ -125,19 +125,22 @@ def trained(name: str, pool: LabelledData, seed: int, budget: float, place: Path
     return learner, steps, seconds
 
 
+def held_out_alphabets(background: str) -> LabelledData:
+    """The characters of those small background alphabets that a background set has not, and that suffice for a task."""
+    both = data.load("omniglot", "train+validation", background="small1+small2")
+    own = data.load("omniglot", "train+validation", background=background).groups
+    return both.in_groups([each for each in sorted(set(both.groups) - set(own)) if both.groups.count(each) >= WAYS])
+
+
 def measure(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train one candidate and count its errors: on the alphabet left out, or on the evaluation alphabets."""
+    """Train one candidate and count its errors on other background alphabets, or on the evaluation alphabets."""
     torch.set_num_threads(1)
     place = folder / "-".join(str(part).replace(" ", "_") for key, part in job.items() if key != "tasks")
     answer = Path(f"{place}-{job['tasks']}.answer.json")
     if answer.exists():
         return json.loads(answer.read_text())
     background = data.load("omniglot", "train+validation", background=job["background"])
-    if job["held_out"] is None:
-        judged = data.load("omniglot", "test")
-    else:
-        judged = background.in_groups([job["held_out"]])
-        background = background.in_groups(sorted(set(background.groups) - {job["held_out"]}))
+    judged = held_out_alphabets(job["background"]) if job["selection"] else data.load("omniglot", "test")
     if job["candidate"] == "nearest neighbour on pixels":
         learner, steps, seconds = NearestNeighbour(), 0, 0.0
     else:
@@ -174,18 +177,11 @@ def row(background: str, candidate: str, runs: list[dict[str, Any]]) -> dict[str
     return {**summary, "steps": steps, "cpu_seconds": float(np.mean(seconds)), "alphabets": each}
 
 
-def folds(background: str, number: int) -> list[str]:
-    """The alphabets that are held out in turn: the first so many of those with characters enough for a task."""
-    groups = data.load("omniglot", "train+validation", background=background).groups
-    return [each for each in sorted(set(groups)) if groups.count(each) >= WAYS][:number]
-
-
 def main(
     background: Annotated[list[str] | None, typer.Option(help="[default: small1 and small2, each by itself]")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A candidate; give it once for each.")] = None,
     select_budget: Annotated[float, typer.Option(help="CPU seconds of a training in the selection.")] = 120.0,
     budget: Annotated[float, typer.Option(max=1200, help="CPU seconds of a training that is tested.")] = 1200.0,
-    folds_: Annotated[int, typer.Option("--folds", min=1, help="Background alphabets held out in turn.")] = 2,
     seeds: Annotated[int, typer.Option(min=1, help="Of the trainings that are tested.")] = 1,
     tasks: Annotated[int, typer.Option(min=20, help="Of an alphabet.")] = 40,
     test_all: Annotated[bool, typer.Option("--test-all", help="Test every candidate, not only the best.")] = False,
@@ -202,46 +198,30 @@ def main(
     sets, names = background or ["small1", "small2"], [each for each in CANDIDATES if not only or each in only]
     data.load("omniglot", "test")  # unpacked once, before the processes need it
     common = {"budget": select_budget, "tasks": tasks}
-    selection = run(
-        [
-            {"candidate": each, "background": on, "held_out": fold, "seed": 0, **common}
-            for on in sets
-            for fold in folds(on, folds_)
-            for each in names
-        ],
-        *(WORK, jobs, "selection"),
-    )
-    rows = [
-        row(on, each, [one for one in selection if (one["background"], one["candidate"]) == (on, each)])
-        for on in sets
-        for each in names
-    ]
-    best = {on: min((r for r in rows if r["background"] == on), key=lambda r: r["mixed"]["error"]) for on in sets}
-    chosen = {on: r["candidate"] for on, r in best.items()}
-    todo = {on: names if test_all else list(dict.fromkeys([chosen[on], names[0]])) for on in sets}
+    jobs_of = [{"candidate": each, "background": sets[0], "selection": True, "seed": 0, **common} for each in names]
+    selection = [row(sets[0], one["candidate"], [one]) for one in run(jobs_of, WORK, jobs, "selection")]
+    chosen = min(selection, key=lambda each: each["mixed"]["error"])["candidate"]
+    todo = names if test_all else list(dict.fromkeys([chosen, names[0]]))
     common = {"budget": budget, "tasks": tasks}
     tested = run(
         [
-            {"candidate": each, "background": on, "held_out": None, "seed": seed, **common}
+            {"candidate": each, "background": on, "selection": False, "seed": seed, **common}
             for seed in range(seeds)
             for on in sets
-            for each in (*todo[on], *(["nearest neighbour on pixels"] if not seed else []))
+            for each in (*todo, *(["nearest neighbour on pixels"] if not seed else []))
         ],
         *(WORK, jobs, "test"),
     )
     test_rows = [
         row(on, each, [one for one in tested if (one["background"], one["candidate"]) == (on, each)])
         for on in sets
-        for each in (*todo[on], "nearest neighbour on pixels")
+        for each in (*todo, "nearest neighbour on pixels")
     ]
     settings = {"data": "omniglot", "ways": WAYS, "shots": 1, "tasks_an_alphabet": tasks, "threads": 1}
     budgets = {"select_budget_cpu_seconds": select_budget, "budget_cpu_seconds": budget}
-    held_out = {on: folds(on, folds_) for on in sets}
-    record = {"measured": measured, "settings": settings, **budgets, "held_out": held_out, "seeds": list(range(seeds))}
-    typer.echo(results.write(name, {**record, "selection": rows, "chosen": chosen, "test": test_rows}))
+    record = {"measured": measured, "settings": settings, **budgets, "seeds": list(range(seeds))}
+    typer.echo(results.write(name, {**record, "selection": selection, "chosen": chosen, "test": test_rows}))
 
 
 if __name__ == "__main__":
-    presets.run(
-        main, background=["small1"], only=["recipe", "no distortion"], select_budget=1.0, budget=1.0, folds_=1, tasks=20
-    )
+    presets.run(main, background=["small1"], only=["recipe", "no distortion"], select_budget=1.0, budget=1.0, tasks=20)

@@ -477,6 +477,41 @@ def gain_over_base(base: float, demonstrations: float, loop: float) -> float:
     return loop - base
 
 
+# --- Prompts ----------------------------------------------------------------------------------------------------------
+
+
+def order_of_the_task(labels: Tensor, task: int) -> Tensor:
+    """In which order the examples of a task stand in its prompt: of each task its own, and always the same."""
+    return torch.randperm(len(labels), generator=generator_for("order of the examples", task))
+
+
+def class_by_class(labels: Tensor, task: int) -> Tensor:
+    """Wrong: the last class is always the one that the model has just read."""
+    return labels.argsort(stable=True)
+
+
+def prompt_for_validation(score: Callable[..., float], prompts: Sequence[str], validation: Any, test: Any) -> str:
+    """The prompt, or the number of shots, that is best on the validation tasks."""
+    return max(prompts, key=lambda prompt: score(prompt, validation))
+
+
+def prompt_for_test(score: Callable[..., float], prompts: Sequence[str], validation: Any, test: Any) -> str:
+    """Wrong: best on the very tasks whose accuracy is reported."""
+    return max(prompts, key=lambda prompt: score(prompt, test))
+
+
+def lead(ours: tuple[float, int], theirs: tuple[float, int]) -> float:
+    """Difference of two accuracies, each given with its number of classes to choose from."""
+    if ours[1] != theirs[1]:
+        raise ValueError(f"a choice among {ours[1]} is compared with one among {theirs[1]}: measure both on the same")
+    return ours[0] - theirs[0]
+
+
+def lead_whatever_the_ways(ours: tuple[float, int], theirs: tuple[float, int]) -> float:
+    """Wrong: five classes to choose from are easier than seventy-seven."""
+    return ours[0] - theirs[0]
+
+
 # --- Checks -------------------------------------------------------------------------------------------------------
 
 
@@ -748,6 +783,32 @@ def check_demonstrations_count(gain: Callable[..., float]) -> None:
     """Where the demonstrations alone bring as much, the loop has gained nothing."""
     found = gain(base=0.0, demonstrations=0.8, loop=0.8)
     assert found == 0, f"a gain of {found:.0%}, though the demonstrations alone bring as much"
+
+
+def check_every_class_is_last(order: Callable[[Tensor, int], Tensor]) -> None:
+    """Over many tasks, the example that stands last is of each class about equally often."""
+    labels = torch.arange(4).repeat(2)
+    last = torch.stack([labels[order(labels, task)][-1] for task in range(400)]).bincount(minlength=4)
+    assert last.min() >= 50, f"in 400 tasks the four classes stand last {last.tolist()} times"
+    again = [order(labels, task).tolist() for task in (0, 1)]
+    assert again == [order(labels, task).tolist() for task in (0, 1)], "the order of a task is not repeatable"
+
+
+def check_prompt_is_blind(choose: Callable[..., str]) -> None:
+    """Other test tasks do not change which prompt is chosen."""
+    accuracy = {("a", "validation"): 0.9, ("a", "test 1"): 0.7, ("a", "test 2"): 0.8}
+    accuracy |= {("b", "validation"): 0.8, ("b", "test 1"): 0.8, ("b", "test 2"): 0.7}
+    tests = ("test 1", "test 2")
+    chosen = [choose(lambda prompt, tasks: accuracy[prompt, tasks], ("a", "b"), "validation", test) for test in tests]
+    assert chosen[0] == chosen[1], f"prompt {chosen[0]} for some test tasks, {chosen[1]} for others"
+
+
+def check_same_choice(compare: Callable[..., float]) -> None:
+    """Accuracies are compared only if they are of a choice among as many classes."""
+    assert math.isclose(compare((0.9, 5), (0.8, 5)), 0.1)
+    with suppress(ValueError):
+        found = compare((0.9, 5), (0.8, 77))
+        raise AssertionError(f"5 classes are {found:.0%} better than 77")
 
 
 # --- The collection -----------------------------------------------------------------------------------------------
@@ -1032,6 +1093,27 @@ EXHIBITS = {
         gain_over_base,
         gain_of_the_loop,
         check_demonstrations_count,
+    ),
+    "grouped": Exhibit(
+        "examples class by class",
+        "one label is answered too often",
+        class_by_class,
+        order_of_the_task,
+        check_every_class_is_last,
+    ),
+    "prompt": Exhibit(
+        "prompt chosen on test",
+        "new tasks give less than was reported",
+        prompt_for_test,
+        prompt_for_validation,
+        check_prompt_is_blind,
+    ),
+    "ways": Exhibit(
+        "5 ways compared with all",
+        "a small model beats a published one",
+        lead_whatever_the_ways,
+        lead,
+        check_same_choice,
     ),
 }
 """The errors, in the chapter's order, by a short name."""

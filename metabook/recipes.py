@@ -203,16 +203,23 @@ def few_alphabets(
     anneal: str | None = "cosine",
     weight_decay: float = 0.05,
     average: float = 0.99,
-    steps: int = 4000,
+    views: int = 16,
+    steps: int = 6000,
 ) -> Recipe:
     """A Prototypical Network for the letters of a handful of alphabets; each ingredient can be left out.
 
     Rotations by 90 degrees are new classes; half of the tasks come from one alphabet; every drawn image is distorted
     (affine, elastic, stroke width); every instance in turn is the support; AdamW with a cosine schedule; the weights
-    are averaged along the way. Without ``in_turn`` a task has as many images, one of each class as the support.
+    are averaged along the way; in evaluation the embedding is the mean over views of a picture. Without ``in_turn`` a
+    task has as many images, one of each class as the support.
     """
+
+    def build(*_: Any) -> ProtoNet:
+        # With the channels last, a step takes about a third less time on a CPU.
+        return ProtoNet(net().to(memory_format=torch.channels_last), in_turn=in_turn, views=views)  # type: ignore[call-overload]
+
     return Recipe(
-        lambda *_: ProtoNet(net(), in_turn=in_turn),
+        build,
         *(20, 1, 3, 3),  # no more ways than most alphabets have letters, so that tasks can come from each of them
         dict(lr=3e-3, anneal=anneal, weight_decay=weight_decay, average=average),
         within_group=within_group,

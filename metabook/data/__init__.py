@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # From here on metabook.data.glyphs, .omniglot, .distort and .intents are the functions, not the modules of that name.
-from metabook.data.distort import distort
+from metabook.data.distort import affine_views, distort
 from metabook.data.glyphs import fetch as _fetch_glyphs
 from metabook.data.glyphs import glyphs
 from metabook.data.images import rotations
@@ -38,6 +38,7 @@ __all__ = [
     "Quadratics",
     "Sinusoids",
     "TextData",
+    "affine_views",
     "banking77",
     "clinc150",
     "distort",

@@ -7,14 +7,14 @@ change of stroke width (another pen), for all images at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PARTS", "distort"]
+__all__ = ["PARTS", "affine_views", "distort"]
 
 #: What a distortion consists of.
 PARTS = ("affine", "elastic", "stroke")
@@ -89,6 +89,34 @@ def distort(
         rows = slice(start, start + CHUNK)
         out[rows] = _apply(images[rows], coefficients[rows], stroke[rows], basis)
     return out
+
+
+def affine_views(images: Tensor, count: int) -> Iterator[Tensor]:
+    """The images, and the images under ``count - 1`` fixed affine maps: the same maps for every image, at every call.
+
+    The mean of a network's features over such views changes less from one drawing of a character to another than the
+    features of the drawing as it is.
+
+    Parameters
+    ----------
+    images : Tensor [n, channels, height, width]
+        Floats in [0, 1], ink 1 on background 0, on any device.
+    count : int
+        Number of views, at least 1.
+
+    Yields
+    ------
+    Tensor [n, channels, height, width]
+        One view of all images after another.
+    """
+    yield images
+    height, width = images.shape[-2:]
+    longer = max(height, width)
+    coefficients = _draw(count - 1, torch.Generator().manual_seed(0), 1.0)[0][:, :, :3]
+    coefficients = coefficients * torch.tensor([longer / width, longer / height]).view(1, 2, 1)
+    for affine in coefficients.to(images):
+        grid = (affine @ _basis(height, width)[:3].to(images)).view(1, 2, height, width).permute(0, 2, 3, 1)
+        yield F.grid_sample(images, grid.expand(len(images), -1, -1, -1), padding_mode="zeros", align_corners=False)
 
 
 def _draw(n: int, generator: torch.Generator, strength: float) -> tuple[Tensor, Tensor]:

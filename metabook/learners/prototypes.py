@@ -47,11 +47,14 @@ class ProtoNet(Learner):
     in_turn : bool
         In meta-training, let every drawn example of a class in turn be its only support example,
         and all others queries: many one-shot losses for the price of one pass through the net.
+    views : int
+        In evaluation, take the mean embedding of so many views of each picture: itself, and itself under fixed small
+        affine maps (:func:`metabook.data.affine_views`). It costs as many passes through the net.
     """
 
-    def __init__(self, net: nn.Module, in_turn: bool = False) -> None:
+    def __init__(self, net: nn.Module, in_turn: bool = False, views: int = 1) -> None:
         super().__init__()
-        self.net, self.in_turn = net, in_turn
+        self.net, self.in_turn, self.views = net, in_turn, views
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings ``[tasks, examples, features]`` of inputs ``[tasks, examples, ...]``.
@@ -64,6 +67,14 @@ class ProtoNet(Learner):
             from metabook.data.images import resized  # here: learners on other inputs need no image library
 
             x = resized(x, size)
+        if self.views > 1 and not self.training:
+            from metabook.data import affine_views
+
+            views = [view.unflatten(0, x.shape[:2]) for view in affine_views(x.flatten(0, 1), self.views)]
+            return torch.stack([self._embed(view) for view in views]).mean(0)
+        return self._embed(x)
+
+    def _embed(self, x: Tensor) -> Tensor:
         if self.transductive:
             return vmap(self.net)(x)  # each task is normalised by itself: tasks must not see each other
         return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2])

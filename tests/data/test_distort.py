@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metabook.data import distort
+from metabook.data import affine_views, distort
 from metabook.data.distort import PARTS
 from metabook.episodes import EpisodeSampler, LabelledData, generator_for
 
@@ -150,3 +150,16 @@ def test_each_part_does_its_own_and_none_does_nothing(strokes: torch.Tensor, par
 def test_unknown_parts_are_refused(strokes: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="no part 'blur'"):
         distort(strokes, generator_for(0), parts=("affine", "blur"))
+
+
+def test_views_are_the_image_and_the_same_maps_for_every_image(strokes: torch.Tensor) -> None:
+    mixed = torch.cat([strokes[:2], strokes[:2].flip(-1)])
+    views, alone = list(affine_views(mixed, 5)), list(affine_views(mixed[3:], 5))
+    assert len(views) == 5
+    assert torch.equal(views[0], mixed)
+    for view, again in zip(views, alone):
+        assert torch.equal(view[0], view[1])
+        torch.testing.assert_close(view[3:], again)
+        torch.testing.assert_close(view.sum((1, 2, 3)), mixed.sum((1, 2, 3)), rtol=0.5, atol=0)  # still there
+    for i, view in enumerate(views):  # all of them different
+        assert all((view - other).abs().max() > 0.1 for other in views[:i])

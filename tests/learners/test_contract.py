@@ -33,6 +33,7 @@ LEARNERS = {
     "Reptile": lambda: Reptile(Conv4(3, 8, "stride"), inner_lr=1e-2, steps=3, batch=None),
     "ProtoNet": lambda: ProtoNet(Conv4(channels=8, norm="running")),
     "ProtoNet in turn": lambda: ProtoNet(Conv4(channels=8, norm="running"), in_turn=True),
+    "ProtoNet of several views": lambda: ProtoNet(Conv4(channels=8, norm="running"), views=3),
     "transductive ProtoNet": lambda: ProtoNet(Conv4(channels=8, norm="batch")),
     "FineTune": lambda: FineTune(Conv4(3, 8, "stride", norm="none"), inner_lr=0.1, steps=3),
     "PretrainedNearestMean": lambda: PretrainedNearestMean(Conv4(channels=8, norm="running"), classes=6),

@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from metabook import Episodes, EpisodeSampler
+from metabook.data import affine_views
 from metabook.learners import ProtoNet
 from metabook.learners.prototypes import class_means, squared_distances
 from metabook.nets import Conv4
@@ -71,3 +72,14 @@ def test_the_loss_in_turn_is_the_mean_over_one_shot_splits(make_pool):
         split = Episodes(x[:, turn], y, x[:, rest].flatten(1, 2), y.repeat(1, 3), episodes.classes)
         losses.append(ProtoNet(net).loss(split))
     assert torch.allclose(ProtoNet(net, in_turn=True).loss(episodes), torch.stack(losses).mean(), atol=1e-12)
+
+
+def test_the_embedding_is_the_mean_over_views_in_evaluation_only(make_pool):
+    net = Conv4(channels=4, norm="running")
+    episodes = EpisodeSampler(make_pool(classes=6, instances=8), 3, 1, 2).sample(2)
+    several, one = ProtoNet(net, views=4), ProtoNet(net)
+    assert torch.equal(several.train().embed(episodes.query_x), one.train().embed(episodes.query_x))
+    found = several.eval().embed(episodes.query_x)
+    views = [one.embed(view[None])[0] for view in affine_views(episodes.query_x.flatten(0, 1), 4)]
+    assert torch.allclose(found.flatten(0, 1), torch.stack(views).mean(0), atol=1e-6)
+    assert not torch.allclose(found, one.eval().embed(episodes.query_x), atol=1e-4)
