@@ -24,7 +24,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import EpisodeSampler, LabelledData, data, evaluate, results
+from metabook import EpisodeSampler, LabelledData, data, evaluate, presets, results
 from metabook.data import TextData
 from metabook.episodes import generator_for
 from metabook.learners import ProtoNet
@@ -33,7 +33,7 @@ from metabook.llm.few_shot import METHODS, rarity
 from metabook.storage import read_tensors, write_tensors
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "adapters"
+WORK = presets.work("adapters")
 LABELS = {
     "plain": "LoRA, plain start",
     "prototypes": "LoRA, start from the prototypical loss",
@@ -262,4 +262,16 @@ def read_runs(name: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(
+        main,
+        dataset="intents",
+        method=["plain", "fomaml"],
+        seconds=2.0,
+        layer=3,
+        first=1,
+        ways=5,
+        steps=[0, 1],
+        tasks=4,
+        adapt_tasks=2,
+        texts=10,
+    )

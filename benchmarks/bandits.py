@@ -18,7 +18,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import Evaluation, fit, results, seed_everything
+from metabook import Evaluation, fit, presets, results, seed_everything
 from metabook.rl import (
     RL2,
     UCB1,
@@ -38,7 +38,7 @@ from metabook.rl.rl2 import Trial
 from metabook.training import ci95
 
 VALIDATION, TEST = 500_000, 1_000_000  # seeds of tasks; those of training tasks are the seeds of the runs
-TEST_TASKS, LONG = 20_000, 50
+TEST_TASKS, LONG = presets.sized(20_000, 200), 50
 LEARNERS: dict[str, tuple[str, type[RL2], str]] = {
     "RL2": ("RL²", RL2, "bernoulli"),
     "Memoryless": ("RL² without memory", Memoryless, "bernoulli"),
@@ -196,4 +196,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, steps=4, search=2)

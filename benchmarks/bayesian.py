@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from tqdm import tqdm
 
-from metabook import Episodes, EpisodeSampler, data, fit, results, seed_everything
+from metabook import Episodes, EpisodeSampler, data, fit, presets, results, seed_everything
 from metabook.calibration import (
     by_points,
     class_nll,
@@ -50,8 +50,8 @@ from metabook.training import ci95
 NOISE, POINTS, QUERIES = 0.3, tuple(range(11)), 20
 FEATURES = 16
 VALIDATION, TEST = 2_000_000, 1_000_000  # seeds of the tasks
-TASKS, RATES, SEARCH_STEPS = 16, (3e-3, 1e-2), 400
-CLASS_STEPS, CLASS_TASKS, WAYS = 200, 4, 5
+TASKS, RATES, SEARCH_STEPS = 16, (3e-3, 1e-2), presets.sized(400, 4)
+CLASS_STEPS, CLASS_TASKS, WAYS = presets.sized(200, 2), 4, 5
 CLASS_TEST_TASKS = 200
 LIMIT = 10.0  # of a point prediction: from few points MAML can diverge, and no curve is larger than 5
 
@@ -363,4 +363,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, steps=4, seeds=2, tasks=8)

@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,13 +24,13 @@ import typer
 from torch import nn
 from tqdm import tqdm
 
-from metabook import chat, data, results
+from metabook import chat, data, presets, results
 from metabook.chat import setup, users
 from metabook.learners import Learner, NearestNeighbour, ProtoNet
 from metabook.storage import write_bytes
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "chat"
+WORK = presets.work("chat")
 SHOTS = (1, 3, 5)
 CHECKS = (0, 25, 50, 100, 150, 200, 250, 300)
 BLOCK = 25  # turns that are averaged for the curve
@@ -253,4 +252,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, draws=1, turns=25, only="intents")

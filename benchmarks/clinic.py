@@ -22,19 +22,19 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import clinic, results
+from metabook import clinic, presets, results
 from metabook.data import Sinusoids
 from metabook.rl import EnvTasks
 from metabook.storage import StorageError
 
 NAMES = ("data", "graph", "joint", "wandering", "support", "other")
-TEST_TASKS = 600
+TEST_TASKS = presets.sized(600, 20)
 #: Of the search. Neither these curves nor these training runs are among the chapter's.
 VALIDATION_SEED, VALIDATION_TASKS, SEARCH_SEEDS = 2_000_000, 300, range(100, 105)
 SGD_UPDATES, SGD_RATES = 100, (0.01, 0.03, 0.1, 0.3)
 REPTILE_UPDATES, REPTILE_RATES, REPTILE_STEPS = 50, (0.005, 0.01, 0.02, 0.05), (5, 8, 16)
 AFFORDABLE_STEPS = 8  # in the chapter; it takes the best rate for them
-POLICY_UPDATES, POLICY_SEEDS, TEST_GOALS = 60, 3, 100
+POLICY_UPDATES, POLICY_SEEDS, TEST_GOALS = presets.sized((60, 3, 100), (1, 2, 4))
 
 
 def entry(errors: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
@@ -159,4 +159,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, updates=4, seeds=2)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,7 +26,18 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from metabook import Episodes, EpisodeSampler, Evaluation, LabelledData, data, evaluate, fit, results, seed_everything
+from metabook import (
+    Episodes,
+    EpisodeSampler,
+    Evaluation,
+    LabelledData,
+    data,
+    evaluate,
+    fit,
+    presets,
+    results,
+    seed_everything,
+)
 from metabook.data.images import resized
 from metabook.drawing import EMBEDDING, export, redrawn
 from metabook.episodes import TaskSource, generator_for
@@ -36,7 +46,7 @@ from metabook.nets import Conv4
 from metabook.recipes import few_alphabets
 from metabook.storage import load, read_tensors, save
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "drawing"
+WORK = presets.work("drawing")
 CHANNELS = (32, 32, 64, 64)
 KINDS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w1s": (20, 1)}
 SCAN = 105  # pixels
@@ -230,4 +240,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, steps=2, tasks=4, characters=20, export_=False)

@@ -11,14 +11,13 @@ its round, and domains can be measured in several calls. Settings are chosen on 
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
-from metabook import results
+from metabook import presets, results
 from metabook.llm import load
 from metabook.llm.adapters import Adapter
 from metabook.llm.domains import DOMAINS
@@ -26,7 +25,7 @@ from metabook.llm.evolution import VERDICTS, Evolution, Round, Settings, evolve
 from metabook.storage import StorageError
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "evolution"
+WORK = presets.work("evolution")
 POOLS = ("verified", "demonstrations", "truth", "unverified")
 
 
@@ -126,4 +125,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, domain=["maximum"], held_out=4, rounds=1, steps=1, tasks=2)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from tqdm import tqdm
 
-from metabook import Episodes, EpisodeSampler, Evaluation, batched, data, results, seed_everything
+from metabook import Episodes, EpisodeSampler, Evaluation, batched, data, presets, results, seed_everything
 from metabook.calibration import (
     by_points,
     class_nll,
@@ -412,4 +412,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, dataset="sinusoids", only=["FromScratch", "MAML", "ALPaCA"], budget=0.3, tasks=40)

@@ -29,7 +29,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import Episodes, EpisodeSampler, LabelledData, data, evaluate, fit, results, seed_everything
+from metabook import Episodes, EpisodeSampler, LabelledData, data, evaluate, fit, presets, results, seed_everything
 from metabook.episodes import TaskSource, generator_for
 from metabook.learners import Learner, NearestNeighbour, PretrainedNearestMean
 from metabook.nets import Conv4
@@ -37,7 +37,7 @@ from metabook.recipes import Recipe, few_alphabets
 from metabook.storage import load, read_tensors, save, write_bytes
 from metabook.training import ci95, seconds_per_step
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "few_alphabets"
+WORK = presets.work("few_alphabets")
 WAYS = 20
 
 
@@ -224,4 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, background=["small1"], only=["recipe", "no distortion"], select_budget=1.0, budget=1.0, tasks=20)

@@ -26,14 +26,14 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import EpisodeSampler, Evaluation, data, evaluate, fit, results, seed_everything
+from metabook import EpisodeSampler, Evaluation, data, evaluate, fit, presets, results, seed_everything
 from metabook.learners import FineTune, Learner, NearestNeighbour
 from metabook.nets import Conv4
 from metabook.recipes import recipe, task_source
 from metabook.storage import load, save, write_bytes
 from metabook.training import seconds_per_step
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
+WORK = presets.work()
 KINDS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w1s": (20, 1)}
 LEARNERS = {
     "NearestNeighbour": "Nearest neighbour on pixels",
@@ -53,7 +53,7 @@ LEARNERS = {
 }
 UNTRAINED = ("NearestNeighbour", "FineTune")
 BASELINES = ("NearestNeighbour", "FineTune", "PretrainedNearestMean", "SimpleShot", "PretrainedLinearProbe")
-TEST_TASKS = 600
+TEST_TASKS = presets.sized(600, 10)
 SCRATCH_TASKS = 200  # of each seed: fine-tuning from scratch trains a network a task
 
 
@@ -169,4 +169,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, only=["NearestNeighbour", "ProtoNet", "MAML"], budget=1.0)

@@ -23,7 +23,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import fit, results, seed_everything
+from metabook import fit, presets, results, seed_everything
 from metabook.learners import Learner
 from metabook.nets import MLP
 from metabook.rl import (
@@ -42,11 +42,11 @@ from metabook.rl import (
 from metabook.storage import load, save, write_bytes
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "hidden_goal"
+WORK = presets.work("hidden_goal")
 GRID = dict(size=5, horizon=15)
 EPISODES, LONG, MOVED_BEFORE = 4, 6, 4  # of a trial; of one in which goals can move; the episode before which they do
 CHANGE = 0.2  # probability in training, before every episode but the first
-VALIDATION, TEST, TEST_TASKS = 500_000, 1_000_000, 1000
+VALIDATION, TEST, TEST_TASKS = 500_000, 1_000_000, presets.sized(1000, 20)
 RL = dict(hidden=64, discount=0.95, trace=0.9, entropy=0.05, value=0.02)
 TRAIN = dict(lr=6e-3, anneal="linear", clip=1.0)
 POLICY = dict(discount=0.95, trajectories=4)
@@ -278,4 +278,4 @@ def run_kept(file: Path, function: Callable[..., dict[str, Any]], arguments: tup
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, updates=8, search_updates=8)

@@ -32,7 +32,7 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from metabook import Episodes, EpisodeSampler, Evaluation, LabelledData, data, evaluate, results
+from metabook import Episodes, EpisodeSampler, Evaluation, LabelledData, data, evaluate, presets, results
 from metabook.data import TextData
 from metabook.learners import Learner
 from metabook.llm import InContext, LLMPrototypes, cached_features, choose, load
@@ -41,7 +41,7 @@ from metabook.llm.sentences import sentence_features
 from metabook.storage import StorageError, read_tensors, write_tensors
 from metabook.text import LinearProbe, SparsePrototypes, TfIdf
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
+WORK = presets.work()
 WAYS, CHUNK = 5, 10
 TEST_SEED, VALIDATION_SEED = 1, 2
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -73,7 +73,7 @@ class Sizes:
     training_texts: int = 10
 
 
-PRESETS = {"smoke": Sizes(20, 5, 3, 10, 12, 10, 2), "full": Sizes()}
+SIZES = presets.sized(Sizes(), Sizes(20, 5, 3, 10, 12, 10, 2))
 
 
 class Bench:
@@ -351,9 +351,6 @@ def main(
     dataset: Annotated[str, typer.Option("--data", help="clinc150 or banking77.")] = "clinc150",
     split: Annotated[int, typer.Option(help="The published class split, 1 to 5.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="A learner to measure; give it once for each.")] = None,
-    preset: Annotated[
-        str, typer.Option(help="full; or smoke, to see that all runs: its record goes to _build.")
-    ] = "full",
     texts: Annotated[int | None, typer.Option(help="Texts of each test class that take part.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the record.")] = None,
 ) -> None:
@@ -362,16 +359,15 @@ def main(
     if unknown := set(only or ()) - set(LEARNERS):
         raise typer.BadParameter(f"{', '.join(unknown)}: take some of {', '.join(LEARNERS)}")
     measured = results.circumstances()  # now: the checkout can move on while this runs
-    sizes = PRESETS[preset] if texts is None else replace(PRESETS[preset], test_texts=texts)
+    sizes, preset = SIZES if texts is None else replace(SIZES, test_texts=texts), presets.chosen()
     name = name or f"intents_{dataset}" + (f"_{split}" if split > 1 else "")
     settings = {"data": dataset, "split": split, "ways": WAYS, "preset": preset, **vars(sizes), "threads": 1}
-    folder = {"folder": WORK / "smoke"} if preset == "smoke" else {}
-    rows = earlier(name, settings) if preset == "full" else {}
+    rows = earlier(name, settings)
     bench = Bench(dataset, split, sizes, WORK / f"{name}_{preset}")
     for each in only or list(LEARNERS):
         rows[each] = {**measure(each, bench), "measured": measured}
         shown = [rows[key] for key in LEARNERS if key in rows]
-        path = results.write(name, {"measured": measured, "settings": settings, "rows": shown}, **folder)
+        path = results.write(name, {"measured": measured, "settings": settings, "rows": shown})
     typer.echo(path)
 
 
@@ -385,4 +381,4 @@ def earlier(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, only=["TFIDF", "TFIDFProbe", "Direct"])

@@ -29,7 +29,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metabook import Episodes, batched, data, fit, results, seed_everything
+from metabook import Episodes, batched, data, fit, presets, results, seed_everything
 from metabook.episodes import generator_for
 from metabook.learners import LearnedOptimiser, NeuralProcess
 from metabook.learners.bayes import gaussian_nll
@@ -38,10 +38,10 @@ from metabook.nets import MLP
 from metabook.storage import write_bytes
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
+WORK = presets.work()
 HORIZON, LONG = 20, 200  # steps that are unrolled in training, and the most that are taken in the test
 VALIDATION, TEST = 2_000_000, 1_000_000  # seeds of the tasks; those of training are 0, 1, 2
-VALIDATION_TASKS, TEST_TASKS = 100, 200
+VALIDATION_TASKS, TEST_TASKS = presets.sized((100, 200), (4, 8))
 WORST = 1e4  # a loss counts at most so much: a diverged run would be all of a mean
 RATES = [float(f"{10 ** (e / 4):.3g}") for e in range(-12, 3)]  # 0.001 to 3.16
 HAND_DESIGNED: dict[str, list[tuple[dict[str, Any], Callable[..., Any]]]] = {
@@ -375,4 +375,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, updates=6, process_updates=6)

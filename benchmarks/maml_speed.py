@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
-from metabook import Episodes, EpisodeSampler, LabelledData, peers, results
+from metabook import Episodes, EpisodeSampler, LabelledData, peers, presets, results
 from metabook.data import Sinusoids
 from metabook.learners import MAML
 from metabook.nets import MLP, Conv4
@@ -46,6 +46,7 @@ CASES = {
     "Conv4, 20w1s, 1 query, 16 tasks": ("conv", 20, 16, 1, 1, 1, False),
     "Conv4, 5w1s, 15 queries, 4 tasks": ("conv", 5, 4, 1, 15, 1, False),
 }
+CASES = presets.sized(CASES, dict(list(CASES.items())[:3]))
 RATE = {"mlp": 0.01, "conv": 0.4}
 
 
@@ -126,6 +127,7 @@ SAMPLING = {
     "sampling 16 tasks, 5w1s, 15 queries": (15, Images),
     "sampling 16 tasks, 5w1s, 15 queries, from a TensorDataset": (15, lambda p: TensorDataset(p.x.float() / 255, p.y)),
 }
+SAMPLING = presets.sized(SAMPLING, dict(list(SAMPLING.items())[:1]))
 
 
 def samplers(case: str) -> dict[str, Callable[[], Any]]:
@@ -228,4 +230,4 @@ def main(rounds: Annotated[int, typer.Option(help="Calls of each side that count
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, rounds=2)

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import fit, results, seed_everything
+from metabook import fit, presets, results, seed_everything
 from metabook.clinic import TrainedBy, reused_trajectories
 from metabook.learners import Learner
 from metabook.nets import MLP
@@ -35,7 +34,7 @@ from metabook.rl.navigation import oracle
 from metabook.storage import write_bytes
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "navigation"
+WORK = presets.work("navigation")
 ARMS = {
     "low variance": "MAML, low-variance gradient",
     "unbiased": "MAML, unbiased gradient",
@@ -50,7 +49,7 @@ GRID = {"std": (0.1, 0.3, 1.0), "lr": (1e-2, 3e-3)}
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the baselines' updates: MAML keeps 0.1, with which it was trained
 LONGER_RATES = (0.03, 0.1, 0.3, 1.0)  # of the updates after longer training, for MAML too
 UPDATES, TEST_SEED, VALIDATION_SEED = 3, 1_000_000, 2_000_000
-GRID_TASKS, TEST_TASKS = 40, 100
+GRID_TASKS, TEST_TASKS = presets.sized((40, 100), (2, 4))
 
 
 def goals(seed: int, tasks: int) -> Tasks:
@@ -247,4 +246,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, iterations=1, grid_iterations=1, longer=1)

@@ -21,15 +21,15 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import EpisodeSampler, data, evaluate, fit, results, seed_everything
+from metabook import EpisodeSampler, data, evaluate, fit, presets, results, seed_everything
 from metabook.learners import ANIL, MAML, Learner, MetaSGD, Reptile
 from metabook.nets import Conv4
 from metabook.recipes import recipe, task_source
 from metabook.storage import write_bytes
 from metabook.training import seconds_per_step
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks"
-TASKS = 200
+WORK = presets.work()
+TASKS = presets.sized(200, 4)
 KINDS: dict[str, type[Learner]] = {"MAML": MAML, "ANIL": ANIL, "MetaSGD": MetaSGD, "Reptile": Reptile}
 
 
@@ -107,4 +107,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, budget=0.3)

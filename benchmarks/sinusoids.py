@@ -17,7 +17,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import Evaluation, data, fit, results, seed_everything
+from metabook import Evaluation, data, fit, presets, results, seed_everything
 from metabook.learners import MAML, FineTune, task_losses
 from metabook.nets import MLP
 
@@ -29,7 +29,7 @@ LEARNERS = {
 }
 STEPS = (0, 1, 5, 10)
 TRAIN = dict(tasks=25, lr=1e-3, anneal="cosine")
-INNER_LR, SHOTS, TEST_TASKS = 0.01, (5, 10), 600
+INNER_LR, SHOTS, TEST_TASKS = 0.01, (5, 10), presets.sized(600, 20)
 DIVERGED = 1000.0  # the largest amplitude is 5: no curve can be that far off
 
 
@@ -99,4 +99,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, iterations=5)

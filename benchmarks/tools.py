@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from metabook import results
+from metabook import presets, results
 
 LIBRARIES = (
     "torch",
@@ -106,4 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, only=["learn2learn"])

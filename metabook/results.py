@@ -21,19 +21,38 @@ import torch
 
 from metabook.storage import StorageError, write_bytes
 
-__all__ = ["chapters_reading", "check", "circumstances", "digest", "glue", "means", "names", "read", "write"]
+__all__ = [
+    "chapters_reading",
+    "check",
+    "circumstances",
+    "digest",
+    "glue",
+    "means",
+    "names",
+    "read",
+    "write",
+    "write_to",
+]
 
 _CHECKOUT = Path(__file__).parents[1] / "results"
 _INSTALLED = Path(__file__).parent / "_results"
 #: What the rows of records are called by.
 _TITLES = ("label", "learner", "name", "case", "agent")
+#: Where :func:`write` writes to, if not into the checkout's ``results/``.
+_elsewhere: Path | None = None
 #: The chapters of the checkout, if this is one.
 BOOK = _CHECKOUT.parent / "book"
 #: Days that the script of a record may have changed after the measurement.
 TOLERANCE = 30
 
 
-def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
+def write_to(folder: Path | None) -> None:
+    """Let this process write its records into another folder, and read them from there; None: as usual again."""
+    global _elsewhere
+    _elsewhere = folder
+
+
+def write(name: str, data: dict[str, Any], folder: Path | None = None) -> Path:
     """Write the record ``name`` with the circumstances of its measurement.
 
     Parameters
@@ -44,7 +63,7 @@ def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
         JSON-ready, every number finite; say the seeds and the settings in it. A long run puts the
         :func:`circumstances` of its start under ``measured``; otherwise those of now are added.
     folder : path
-        Default: the checkout's ``results/``.
+        Default: the one of :func:`write_to`, or the checkout's ``results/``.
 
     Returns
     -------
@@ -60,7 +79,7 @@ def write(name: str, data: dict[str, Any], folder: Path = _CHECKOUT) -> Path:
     """
     record = {"measured": circumstances(), **data}
     record["digest"] = digest(record)
-    path = Path(folder) / f"{name}.json"
+    path = Path(folder or _elsewhere or _CHECKOUT) / f"{name}.json"
     write_bytes(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
 
@@ -73,7 +92,11 @@ def digest(record: dict[str, Any]) -> str:
 
 def names() -> list[str]:
     """The records of the checkout, or of the installed package."""
-    return sorted({path.stem for folder in (_CHECKOUT, _INSTALLED) for path in folder.glob("*.json")})
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.json")})
+
+
+def _folders() -> tuple[Path, ...]:
+    return (_CHECKOUT, _INSTALLED) if _elsewhere is None else (_elsewhere,)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -84,7 +107,7 @@ def read(name: str) -> dict[str, Any]:
     StorageError
         If there is no such record (the message lists those there are), or it is not what was written.
     """
-    for folder in (_CHECKOUT, _INSTALLED):
+    for folder in _folders():
         if (path := folder / f"{name}.json").exists():
             return _intact(path)
     raise StorageError(f"there is no record {name!r}; there are: {', '.join(names()) or 'none'}")
@@ -109,7 +132,7 @@ def means(record: dict[str, Any]) -> list[tuple[str, str]]:
 
     def look(place: str, value: Any) -> None:
         if isinstance(value, dict):
-            if {"mean", "ci95"} <= value.keys() and value["mean"] is not None:
+            if "ci95" in value and isinstance(value.get("mean"), int | float):  # a curve has a list of them
                 half = max(value["ci95"] or 0.0, value.get("seeds_ci95") or 0.0)
                 found.append((place, f"{value.get('metric', 'mean')} {value['mean']:.4g} ± {half:.2g}"))
             for key, part in value.items():
@@ -142,8 +165,8 @@ def check(book: Path = BOOK, tolerance: int = TOLERANCE) -> list[str]:
     """What is wrong with the records, and with the chapters that quote them; empty if nothing is.
 
     Every record must be as it was written, and its script must not have changed more than ``tolerance`` days after the
-    measurement. A chapter must find the records that it reads; and the numbers that its notebook shows
-    (``results/chapters.json``) must come from the records as they are now.
+    measurement, or after that of its oldest part. A chapter must find the records that it reads; and the numbers that
+    its notebook shows (``results/chapters.json``) must come from the records as they are now.
 
     Parameters
     ----------
@@ -164,31 +187,42 @@ def check(book: Path = BOOK, tolerance: int = TOLERANCE) -> list[str]:
         except StorageError as error:
             faults.append(str(error))
     for name, record in records.items():
-        faults += _out_of_date(name, record["measured"], tolerance)
+        faults += _out_of_date(name, record, tolerance)
     for name, chapters in chapters_reading(book).items():
         if name not in names():
             faults.append(f"{', '.join(chapters)}: there is no record {name}: correct the name, or measure it")
     return [*faults, *_quoted_otherwise(records)]
 
 
-def _out_of_date(name: str, measured: dict[str, Any], tolerance: int) -> Iterator[str]:
-    script = measured.get("script")
+def _out_of_date(name: str, record: dict[str, Any], tolerance: int) -> Iterator[str]:
+    script, oldest = record["measured"].get("script"), min(_dates(record))
     if script is None or not (_CHECKOUT.parent / script).exists():
         yield f"{name}.json does not name a script that makes it: measure it anew with one of benchmarks/"
     elif changed := _git("log", "-1", "--format=%cs", "--", script):
-        days = (date.fromisoformat(changed) - date.fromisoformat(measured["date"])).days
+        days = (date.fromisoformat(changed) - date.fromisoformat(oldest)).days
         if days > tolerance:
             yield f"{name}.json is {days} days older than {script}: run that again"
 
 
+def _dates(tree: Any) -> Iterator[str]:
+    """The days on which a record and the parts of it that were measured by themselves were."""
+    if isinstance(tree, dict):
+        if isinstance(measured := tree.get("measured"), dict) and "date" in measured:
+            yield measured["date"]
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from _dates(part)
+
+
 def _quoted_otherwise(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     for chapter, entry in records.get("chapters", {}).get("chapters", {}).items():
+        again = f"python book/_press record --only {Path(chapter).name}"
         for name, quoted in entry.get("records", {}).items():
-            if name in records and records[name]["digest"] != quoted:
-                yield (
-                    f"{chapter} shows numbers of an earlier {name}.json: "
-                    f"python book/_press record --only {Path(chapter).name}"
-                )
+            if name not in names():
+                yield f"{chapter} read {name}.json, which is gone: {again}"
+            elif name in records and records[name]["digest"] != quoted:
+                yield f"{chapter} shows numbers of an earlier {name}.json: {again}"
 
 
 def circumstances() -> dict[str, Any]:

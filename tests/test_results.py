@@ -104,6 +104,39 @@ def test_a_record_older_than_its_script_is_named(checkout, monkeypatch, toleranc
     assert len(found) == faults
 
 
+def test_the_oldest_part_of_a_record_counts(checkout, monkeypatch):
+    monkeypatch.setattr(results, "_git", lambda *_: "2026-02-01")
+    old = {"label": "an earlier row", "measured": {"date": "2025-12-01"}}
+    measured = {**results.read("speed")["measured"], "date": "2026-01-31"}
+    results.write("speed", {"measured": measured, "rows": [old]}, checkout / "results")
+    faults = [fault for fault in results.check(checkout / "book") if fault.startswith("speed.json")]
+    assert faults == ["speed.json is 62 days older than benchmarks/speed.py: run that again"]
+
+
+def test_a_chapter_whose_record_is_gone_is_named(checkout):
+    (checkout / "book" / "10-part" / "fast.md").write_text('name = "speed"\nrecord = results.read(name)\n')
+    (checkout / "results" / "speed.json").unlink()
+    (fault,) = results.check(checkout / "book")
+    assert fault.startswith("10-part/fast read speed.json, which is gone")
+
+
+def test_only_single_means_are_listed():
+    curve = {"mean": [1.0, 0.5], "ci95": [0.1, 0.1]}
+    record = {"curve": curve, "rows": [{"label": "MAML", "score": {"mean": 0.5, "ci95": 0.1, "seeds_ci95": 0.2}}]}
+    assert results.means(record) == [("rows[MAML].score", "mean 0.5 ± 0.2")]
+
+
+def test_records_of_a_trial_are_written_and_read_elsewhere(tmp_path, checkout):
+    results.write_to(tmp_path / "trial")
+    try:
+        assert results.names() == []
+        assert results.write("speed", {"gain": 1}) == tmp_path / "trial" / "speed.json"
+        assert results.read("speed")["gain"] == 1
+    finally:
+        results.write_to(None)
+    assert results.read("speed")["gain"]["mean"] == 0.5
+
+
 def test_a_record_without_a_script_is_named(checkout):
     (checkout / "benchmarks" / "speed.py").unlink()
     assert "does not name a script" in results.check(checkout / "book")[0]

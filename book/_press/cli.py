@@ -107,6 +107,18 @@ def _execute(book: Book, preset: str, only: list[str] | None, force: bool, jobs:
     return outcomes
 
 
+def _costs(book: Book, preset: str, outcomes: list) -> str:
+    """The table of what the chapters cost, which is also kept as ``_build/costs-<preset>.md``."""
+    from .measured import overview
+
+    costs = {outcome.page.name: outcome.measured for outcome in outcomes if outcome.measured}
+    table = overview(costs, [outcome.page.name for outcome in outcomes if not outcome.fresh])
+    file = book.build / f"costs-{preset}.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"What each chapter cost at the preset `{preset}`.\n\n{table}\n", encoding="utf-8")
+    return f"{table}\n({file})"
+
+
 @app.command()
 @_plainly
 def build(book: Folder = BOOK, preset: Preset = PRESET, jobs: Jobs = 2, output: Output = None) -> None:
@@ -114,7 +126,7 @@ def build(book: Folder = BOOK, preset: Preset = PRESET, jobs: Jobs = 2, output: 
     from . import pages, weave
 
     the_book = Book.at(book, output)
-    _execute(the_book, preset, None, False, jobs)
+    print(_costs(the_book, preset, _execute(the_book, preset, None, False, jobs)))
     print(pages.build(the_book, weave.sources(the_book, preset)))
 
 
@@ -157,8 +169,9 @@ def record(
             entry["presets"][each] = {**outcome.measured, **where}
             if each == "book":
                 entry["glue"] = execution.glued(the_book, outcome.page, each)
-                read = execution.records_read(the_book, outcome.page, each)
-                entry["records"] = {name: results.read(name)["digest"] for name in read}
+                # Not of the record that this is written into: a chapter that shows the costs would never be up to date.
+                read = set(execution.records_read(the_book, outcome.page, each)) - {"chapters"}
+                entry["records"] = {name: results.read(name)["digest"] for name in sorted(read)}
         known = {page.name for page in the_book.notebooks}
         kept = {name: chapters[name] for name in sorted(chapters) if name in known}
         results.write("chapters", {"chapters": kept}, folder=the_book.records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 PRESETS = ("smoke", "book", "full")
@@ -29,6 +30,30 @@ def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         if preset in presets
     ]
     return head, rows
+
+
+def overview(measured: Mapping[str, dict[str, float]], earlier: Collection[str] = ()) -> str:
+    """What a run of the book cost: a line for each chapter, the most expensive first, and the sums.
+
+    Parameters
+    ----------
+    measured : mapping
+        ``{chapter: {"seconds", "cpu_seconds", "memory_mib"}}``.
+    earlier : collection of str
+        The chapters whose outputs, and so whose costs, are those of an earlier run.
+    """
+    lines = [["chapter", "run time", "CPU time", "peak memory", ""], ["---"] * 5]
+    for name, cost in sorted(measured.items(), key=lambda item: -item[1]["cpu_seconds"]):
+        lines.append([name, *_cells(cost), "unchanged, measured earlier" if name in earlier else ""])
+    total = {key: sum(cost[key] for cost in measured.values()) for key in ("seconds", "cpu_seconds")}
+    total["memory_mib"] = max((cost["memory_mib"] for cost in measured.values()), default=0.0)
+    lines.append([f"all {len(measured)}", *_cells(total), "sums; the largest peak"])
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def _cells(cost: Mapping[str, float]) -> list[str]:
+    return [duration(cost["seconds"]), duration(cost["cpu_seconds"]), memory(cost["memory_mib"])]
 
 
 def duration(seconds: float) -> str:

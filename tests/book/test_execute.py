@@ -286,3 +286,29 @@ def test_values_for_the_prose_are_collected(write_book: Callable[..., Book], run
     book = write_book({"page": chapter(code)})
     run(book)
     assert execute.glued(book, book.notebooks[0], "smoke") == {"acc": "97.4"}
+
+
+def test_making_the_pages_says_what_each_chapter_cost(write_book: Callable[..., Book], monkeypatch) -> None:
+    monkeypatch.setattr("_press.pages.build", lambda *_: "made")
+    book = write_book({"cheap": chapter("pass"), "dear": chapter("sum(range(3 * 10**7))")})
+    build = ["build", "--book", str(book.folder), "--preset", "smoke"]
+    done = CliRunner().invoke(app, build)
+    assert done.exit_code == 0, done.output
+    kept = (book.build / "costs-smoke.md").read_text()
+    rows = [line for line in kept.splitlines() if line.startswith("| ")][2:]
+    assert [row.split()[1] for row in rows] == ["dear", "cheap", "all"]
+    assert all(row in done.output for row in rows)
+    assert "measured earlier" not in kept
+    assert CliRunner().invoke(app, build).exit_code == 0
+    assert (book.build / "costs-smoke.md").read_text().count("measured earlier") == 2
+
+
+def test_a_chapter_that_shows_the_costs_does_not_quote_an_earlier_record_of_them(
+    write_book: Callable[..., Book],
+) -> None:
+    reading = "from metabook.results import read\n\nlen(read('chapters')['chapters']), read('sinusoids');"
+    book = write_book({"page": chapter(reading)})
+    done = CliRunner().invoke(app, ["record", "--book", str(book.folder), "--preset", "book"])
+    assert done.exit_code == 0, done.output
+    record = json.loads((book.records / "chapters.json").read_text())["chapters"]["page"]
+    assert list(record["records"]) == ["sinusoids"]
