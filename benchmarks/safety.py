@@ -21,7 +21,7 @@ import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metabook import EpisodeSampler, Episodes, data, fit, results, safety, seed_everything
+from metabook import Episodes, EpisodeSampler, data, fit, results, safety, seed_everything
 from metabook.chat import UnbiasedPrototypes, within_class_spread
 from metabook.learners import MAML, FineTune, Learner, ProtoNet
 from metabook.nets import MLP
