@@ -299,14 +299,15 @@ def self_train(
     order = torch.rand(truth.shape, generator=generator_for("stream", seed)).argsort(1)
     z, truth = z.gather(1, order.unsqueeze(2).expand_as(z)), truth.gather(1, order)
     start = _collect(episodes.support_x, episodes.support_y, episodes.ways)
-    (sums, count), nothing = start, tuple(torch.zeros_like(each) for each in start)
+    sums, count = start
     right, alive = [], []
     for end in range(0, used + 1, batch):
         if end and labels != "none":
             new, true = z[:, end - batch : end], truth[:, end - batch : end]
             said = _nearest(new, sums, count, spread)
             found = _collect(new, said, episodes.ways, said == true if labels == "verified" else None)
-            found = tuple(one + other for one, other in zip(start if anchored else nothing, found))
+            if anchored:
+                found = found[0] + start[0], found[1] + start[1]
             empty = (found[1].sum(1) == 0).unsqueeze(1)  # a round that keeps nothing changes nothing
             sums, count = sums.where(empty.unsqueeze(2), found[0]), count.where(empty, found[1])
         right.append((_nearest(z[:, used:], sums, count, spread) == truth[:, used:]).double().mean(1))
