@@ -19,7 +19,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ import typer
 from torch import nn
 from tqdm import tqdm
 
-from metabook import fit, results, seed_everything
+from metabook import fit, presets, results, seed_everything
 from metabook.episodes import TaskSource
 from metabook.learners import ANIL, MAML, ALPaCA, FineTune, Learner
 from metabook.nets import MLP
@@ -36,7 +35,7 @@ from metabook.personal import Constant, Global, Remembered, Ridge, World, learni
 from metabook.storage import write_bytes
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "personalisation"
+WORK = presets.work("personalisation")
 MESSAGES = (0, 1, 2, 5, 10)
 TASKS = 16
 SIZES = (10, 40)  # smaller populations to train on
@@ -263,4 +262,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, steps=10, search_steps=2, people=40)

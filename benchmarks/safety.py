@@ -12,7 +12,6 @@ import json
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metabook import Episodes, EpisodeSampler, data, fit, results, safety, seed_everything
+from metabook import Episodes, EpisodeSampler, data, fit, presets, results, safety, seed_everything
 from metabook.chat import UnbiasedPrototypes, within_class_spread
 from metabook.learners import MAML, FineTune, Learner, ProtoNet
 from metabook.nets import MLP
@@ -29,9 +28,9 @@ from metabook.storage import write_bytes
 from metabook.text import LinearProbe, TfIdf
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "safety"
+WORK = presets.work("safety")
 SETTINGS = {
-    "tasks": 80,
+    "tasks": presets.sized(80, smoke=4),
     "dimensions": 256,
     "ways": 5,
     "shots": 5,
@@ -193,4 +192,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main)
