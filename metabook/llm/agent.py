@@ -2,8 +2,8 @@ r"""An agent that chooses among tools, and gets better at it by remembering what
 
 A *toolbox* is a set of tools that the agent has not seen before: of each it can read a description. Requests come one
 after another. For each the agent ranks the tools, fills in the arguments of the best one from the request, calls it,
-and hears whether that was what was wanted; if not, it tries the next. A solved request goes into its memory, together
-with the tool that solved it.
+and hears whether that was what was wanted; if not, it tries the next, and after a few calls the user does it. The
+solved request goes into the agent's memory, together with the tool that solved it.
 
 What ranks the tools is a :class:`~metabook.learners.Learner`: the descriptions and the memory are its support set, the
 request is the query. So every few-shot learner over texts can be the agent's mind. This module adds two: one that reads
@@ -16,6 +16,7 @@ https://arxiv.org/abs/2303.11366.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +28,7 @@ from torch import Tensor, nn
 
 from metabook.chat.setup import Adapted
 from metabook.episodes import Episodes, generator_for
-from metabook.learners import Learner, ProtoNet, task_losses
-from metabook.learners.prototypes import squared_distances
+from metabook.learners import Learner, task_losses
 from metabook.llm.in_context import InContext
 from metabook.llm.model import LanguageModel
 from metabook.llm.tools import Call, Request, Tool, ToolError, fill
@@ -37,12 +37,12 @@ from metabook.training import fit, seed_everything
 __all__ = [
     "Agent",
     "Attempt",
-    "Described",
     "InContextTools",
     "OverRows",
     "Pool",
     "Stream",
     "ToolTasks",
+    "WeighedMemory",
     "draw_stream",
     "meta_train",
     "reading",
@@ -50,14 +50,17 @@ __all__ = [
 ]
 
 
+GAIN = 20.0
+
 # --- Tools and requests as few-shot tasks -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Tools and requests in one table of texts: first the description of each tool, then the requests.
+    """Tools and requests in one table of texts: each tool described, each tool undocumented, then the requests.
 
-    The inputs of episodes are rows of the table. A row below ``len(tools)`` is a description.
+    The inputs of episodes are rows of the table. With ``n`` tools, row ``k`` is the description of tool ``k``, and row
+    ``n + k`` what there is to read of it where nobody has written one.
 
     Parameters
     ----------
@@ -71,16 +74,35 @@ class Pool:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        return (*(tool.text for tool in self.tools), *(request.text for request in self.requests))
+        described = (tool.text for tool in self.tools)
+        undocumented = (self.label(self.told + row) for row in range(-len(self.tools), 0))
+        return (*described, *undocumented, *(request.text for request in self.requests))
+
+    @property
+    def told(self) -> int:
+        """So many rows at the beginning of the table are about tools."""
+        return 2 * len(self.tools)
+
+    def tool(self, row: int) -> Tool:
+        """The tool that a row at the beginning of the table is about."""
+        return self.tools[row % len(self.tools)]
+
+    def label(self, row: int) -> str:
+        """What such a row calls its tool: its name, or ``"travel service 2"`` for one that is undocumented."""
+        tool = self.tool(row)
+        if row < len(self.tools):
+            return tool.label
+        own = [each for each in self.tools if each.domain == tool.domain]
+        return f"{tool.domain} service {own.index(tool) + 1}"
 
     def request(self, row: int) -> Request:
         """The request in a row of the table."""
-        return self.requests[row - len(self.tools)]
+        return self.requests[row - self.told]
 
     def rows_for(self, tool: int) -> list[int]:
         """Rows of the requests for a tool."""
         name = self.tools[tool].name
-        return [len(self.tools) + n for n, each in enumerate(self.requests) if each.call.tool.name == name]
+        return [self.told + n for n, each in enumerate(self.requests) if each.call.tool.name == name]
 
     def of_domains(self, domains: Sequence[str]) -> list[int]:
         """The tools of some domains."""
@@ -94,7 +116,7 @@ class Stream:
     Parameters
     ----------
     toolbox : tuple of int
-        Tools of the pool.
+        What is to be read of each tool: rows at the beginning of the pool's table.
     rows : tuple of int
         Rows of the requests, in the order in which they come.
     """
@@ -103,7 +125,9 @@ class Stream:
     rows: tuple[int, ...]
 
 
-def draw_stream(pool: Pool, tools: Sequence[int], ways: int, length: int, generator: torch.Generator) -> Stream:
+def draw_stream(
+    pool: Pool, tools: Sequence[int], ways: int, length: int, generator: torch.Generator, described: float = 1.0
+) -> Stream:
     """Some of the tools at random, and requests for them in random order.
 
     No two requests of a stream are made from one template: nothing that is asked was worded alike before.
@@ -118,6 +142,8 @@ def draw_stream(pool: Pool, tools: Sequence[int], ways: int, length: int, genera
     length : int
         Requests.
     generator : torch.Generator
+    described : float
+        Share of the tools that have a description, rounded; the others are undocumented.
 
     Raises
     ------
@@ -126,22 +152,24 @@ def draw_stream(pool: Pool, tools: Sequence[int], ways: int, length: int, genera
     """
     if not 2 <= ways <= len(tools):
         raise ValueError(f"{ways} tools of {len(tools)} cannot be drawn: at least 2, at most all")
-    toolbox = [tools[place] for place in torch.randperm(len(tools), generator=generator)[:ways].tolist()]
+    drawn = [tools[place] for place in torch.randperm(len(tools), generator=generator)[:ways].tolist()]
     chosen: dict[tuple[int, int], int] = {}
-    rows = [(tool, row) for tool in toolbox for row in pool.rows_for(tool)]
+    rows = [(tool, row) for tool in drawn for row in pool.rows_for(tool)]
     for place in torch.randperm(len(rows), generator=generator).tolist():
         tool, row = rows[place]
         chosen.setdefault((tool, pool.request(row).template), row)
     if len(chosen) < length:
         raise ValueError(f"{ways} tools have {len(chosen)} templates, and {length} requests are wanted")
+    written = torch.randperm(ways, generator=generator) < round(described * ways)
+    toolbox = (tool if there else tool + len(pool.tools) for tool, there in zip(drawn, written.tolist()))
     return Stream(tuple(toolbox), tuple(chosen.values())[:length])
 
 
 class ToolTasks:
     """A source of tasks for meta-training: a toolbox, a memory of some solved requests, and queries.
 
-    The support set holds the description of each tool and then the memory, in which a tool may occur several times or
-    not at all, as in an agent's life.
+    The support set holds what is to be read of each tool and then the memory, in which a tool may occur several times
+    or not at all, as in an agent's life.
 
     Parameters
     ----------
@@ -151,6 +179,8 @@ class ToolTasks:
     ways, queries : int
     memory : sequence of int
         Sizes of the memory, which take turns from step to step.
+    described : float
+        Share of the tools that have a description.
     seed : int
     """
 
@@ -161,30 +191,27 @@ class ToolTasks:
         ways: int = 8,
         queries: int = 16,
         memory: Sequence[int] = (0, 2, 4, 8, 16),
+        described: float = 0.5,
         seed: int = 0,
     ) -> None:
-        self.pool, self.tools, self.ways, self.queries, self.memory, self.seed = (
-            pool,
-            tools,
-            ways,
-            queries,
-            memory,
-            seed,
-        )
+        self.pool, self.tools, self.ways, self.queries = pool, tools, ways, queries
+        self.memory, self.described, self.seed = memory, described, seed
 
     def sample(self, tasks: int, step: int = 0) -> Episodes:
         generator = generator_for("tool tasks", self.seed, step)
         size = self.memory[step % len(self.memory)]
-        streams = [draw_stream(self.pool, self.tools, self.ways, size + self.queries, generator) for _ in range(tasks)]
+        streams = [
+            draw_stream(self.pool, self.tools, self.ways, size + self.queries, generator, self.described)
+            for _ in range(tasks)
+        ]
         return episodes_of(self.pool, streams, size)
 
 
 def episodes_of(pool: Pool, streams: Sequence[Stream], memory: int) -> Episodes:
     """Streams as tasks: descriptions and the first ``memory`` requests are the support set, the others the queries."""
-    names = [tool.name for tool in pool.tools]
     x, y = [], []
     for stream in streams:
-        place = {names[tool]: at for at, tool in enumerate(stream.toolbox)}
+        place = {pool.tool(row).name: at for at, row in enumerate(stream.toolbox)}
         x.append([*stream.toolbox, *stream.rows])
         y.append([*range(len(stream.toolbox)), *(place[pool.request(row).call.tool.name] for row in stream.rows)])
     ways = len(streams[0].toolbox)
@@ -211,12 +238,11 @@ def standardised(table: Tensor, pool: Pool, tools: Sequence[int], *, apart: bool
     -------
     Tensor [texts, width]
     """
-    n = len(pool.tools)
     asked = torch.tensor([row for tool in tools for row in pool.rows_for(tool)])
-    told = torch.as_tensor(list(tools))
+    told = torch.as_tensor([*tools, *(tool + len(pool.tools) for tool in tools)])
     deviation = table[asked].std(0).clamp_min(1e-6)
     means = [table[told].mean(0), table[asked].mean(0)] if apart else [table[torch.cat([told, asked])].mean(0)] * 2
-    return F.normalize(torch.cat([table[:n] - means[0], table[n:] - means[1]]) / deviation, dim=1)
+    return F.normalize(torch.cat([table[: pool.told] - means[0], table[pool.told :] - means[1]]) / deviation, dim=1)
 
 
 # --- Minds --------------------------------------------------------------------------------------------------------
@@ -243,61 +269,63 @@ class OverRows(Learner):
         return task_losses(self.predict(episodes), episodes.query_y).mean()
 
 
-class Described(ProtoNet):
-    r"""Prototypes that begin as a tool's description and move to the requests that it solved.
+class WeighedMemory(Learner):
+    r"""Descriptions and solved requests as evidence for their tools, with weights that are meta-learned.
 
-    The embedding of a request for tool :math:`k` is taken to be normal around :math:`\mu_k`, and :math:`\mu_k` to be
-    normal around the embedding :math:`e_k` of the description, of which it is worth :math:`\kappa` requests. After
-    :math:`n_k` solved requests
+    .. math:: p(k \mid x) \propto \kappa_k\, e^{s_0\, u \cdot e_k} + \sum_{i:\, y_i = k} e^{s\, u \cdot u_i},
+              \qquad \log \kappa_k = a + w \cdot e_k
 
-    .. math:: c_k = \frac{\kappa e_k + \sum_i z_i}{\kappa + n_k}, \qquad
-              \ell_k = \frac{v}{\kappa + n_k} - \lVert z - c_k \rVert^2 ,
-
-    where the first term of the score takes back how much further away a mean of few lies. The embedding (a low-rank
-    change of frozen features, with an own part for descriptions), :math:`\kappa` and :math:`v` are meta-learned.
+    where :math:`u` is the embedding of the request, :math:`e_k` that of the description of tool :math:`k`, and
+    :math:`u_i` that of a solved request. A large :math:`s` listens to the most similar request alone. What a
+    description is worth, :math:`\kappa_k`, is read from the description. Without the first term this is a Matching
+    Network (O. Vinyals and others, 2016, https://arxiv.org/abs/1606.04080).
 
     Parameters
     ----------
     table : Tensor [texts, width]
         Features of the texts of a pool, of length one.
-    descriptions : int
-        So many rows at its beginning are descriptions.
+    told : int
+        So many rows at its beginning are about tools.
     rank : int
-        Of the change.
-    scale : float
-        Length of the embeddings: how sharp the softmax can be.
+        Of a low-rank change of the features, which is meta-learned as well; 0 leaves them as they are.
+    sharpness : float
+        Both :math:`s` before training.
     """
 
     table: Tensor
 
-    def __init__(self, table: Tensor, descriptions: int, rank: int = 16, scale: float = 4.0) -> None:
-        super().__init__(Adapted(table.shape[1], rank, scale))
-        self.told = Adapted(table.shape[1], rank, scale)
-        self.descriptions = descriptions
-        self.log_worth = nn.Parameter(torch.zeros(()))
-        self.spread = nn.Parameter(torch.zeros(()))
+    def __init__(self, table: Tensor, told: int, rank: int = 0, sharpness: float = 10.0) -> None:
+        super().__init__()
+        self.told = told
+        self.net = Adapted(table.shape[1], rank, scale=1.0) if rank else nn.Identity()
+        self.worth = nn.Linear(table.shape[1], 1, bias=False)
+        nn.init.zeros_(self.worth.weight)
+        # In units of GAIN: at the learning rate of the matrices, single numbers would hardly move.
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.log_sharpness = nn.Parameter(torch.full((2,), math.log(sharpness) / GAIN))
         self.register_buffer("table", table, persistent=False)
 
     @property
-    def worth(self) -> float:
-        """How many solved requests a description is worth."""
-        return float(self.log_worth.detach().exp())
+    def sharpness(self) -> Tensor:
+        """Both :math:`s`: of descriptions, of solved requests."""
+        return (GAIN * self.log_sharpness).exp()
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Embeddings ``[tasks, examples, width]`` of rows ``[tasks, examples]``."""
-        u, is_told = self.table[x], (x < self.descriptions).unsqueeze(-1)
-        # The part for descriptions comes on top: what both share is learnt from both.
-        return self.net(torch.where(is_told, self.told(u) / self.told.scale, u))
+    def log_worth(self, rows: Tensor) -> Tensor:
+        r""":math:`\log \kappa` of the descriptions in some rows."""
+        return GAIN * self.offset + self.worth(self.table[rows]).squeeze(-1)
 
     def predict(self, episodes: Episodes) -> Tensor:
         """Logits ``[tasks, queries, ways]``; the support set must begin with a description of each class."""
-        ways = episodes.ways
-        z, query = self.embed_both(episodes)
-        worth = self.log_worth.exp()
-        remembered = F.one_hot(episodes.support_y[:, ways:], ways).to(z.dtype).transpose(1, 2)  # [tasks, ways, n]
-        total = worth + remembered.sum(2, keepdim=True)
-        c = (worth * z[:, :ways] + remembered @ z[:, ways:]) / total
-        return self.spread / total.transpose(1, 2) - squared_distances(query, c)
+        ways, (s_told, s_solved) = episodes.ways, self.sharpness
+        told, solved = episodes.support_x[:, :ways], episodes.support_x[:, ways:]
+        e, z, u = (self.net(self.table[rows]) for rows in (told, solved, episodes.query_x))
+        told_evidence = s_told * u @ e.mT + self.log_worth(told).unsqueeze(1)
+        others = episodes.support_y[:, ways:].unsqueeze(1) != torch.arange(ways).unsqueeze(1)  # [tasks, ways, n]
+        solved_evidence = (s_solved * u @ z.mT).unsqueeze(2).masked_fill(others.unsqueeze(1), -torch.inf)
+        return torch.cat([told_evidence.unsqueeze(3), solved_evidence], 3).logsumexp(3)
+
+    def loss(self, episodes: Episodes) -> Tensor:
+        return task_losses(self.predict(episodes), episodes.query_y).mean()
 
 
 class InContextTools(Learner):
@@ -322,7 +350,7 @@ class InContextTools(Learner):
 
     def asker(self, toolbox: Sequence[int]) -> InContext:
         """What asks about the tools of a toolbox."""
-        told = "".join(f"\n- {self.pool.tools[tool].text}" for tool in toolbox)
+        told = "".join(f"\n- {self.texts[row]}" for row in toolbox)
         return InContext(
             self.lm,
             instruction=f"Name the tool for each request. There are these tools:{told}",
@@ -343,7 +371,7 @@ class InContextTools(Learner):
         for task in episodes.split(1):
             toolbox, solved = task.support_x[0, : task.ways].tolist(), task.support_x[0, task.ways :].tolist()
             labels, ask = task.support_y[0, task.ways :].tolist(), self.asker(toolbox)
-            names = [self.pool.tools[tool].label for tool in toolbox]
+            names = [self.pool.label(row) for row in toolbox]
             queries = task.query_x[0].tolist()
             if not solved:  # they share their prompt
                 logits.append(ask.scores([], [], names, [self.texts[row] for row in queries]))
@@ -364,14 +392,14 @@ def meta_train(
     pool: Pool,
     table: Tensor,
     tools: Sequence[int],
-    steps: int = 60,
+    steps: int = 100,
     *,
     ways: int = 8,
-    rank: int = 16,
+    rank: int = 0,
     lr: float = 3e-3,
     seed: int = 0,
-) -> Described:
-    """:class:`Described`, meta-trained on toolboxes of training tools.
+) -> WeighedMemory:
+    """:class:`WeighedMemory`, meta-trained on toolboxes of training tools.
 
     Parameters
     ----------
@@ -389,11 +417,11 @@ def meta_train(
 
     Returns
     -------
-    Described
+    WeighedMemory
         In evaluation mode, frozen.
     """
     seed_everything(seed)
-    learner = Described(table, len(pool.tools), rank)
+    learner = WeighedMemory(table, pool.told, rank)
     source = ToolTasks(pool, tools, ways, seed=seed)
     fit(learner, source, steps=steps, tasks=4, lr=lr, anneal="cosine", seed=seed, progress=False)
     return learner.eval().requires_grad_(False)
@@ -409,10 +437,8 @@ class Attempt:
     Parameters
     ----------
     request : Request
-    ranking : tuple of Tool
-        The best first.
-    calls : tuple of Call
-        In the order in which they were made; the last one solved it, if any did.
+    tried : tuple of (Tool, Call or None)
+        In this order; no call where the request did not hold the arguments. The last one solved it, if any did.
     solved : bool
     seconds : float
         CPU time of choosing (not of reading features that were computed before).
@@ -421,8 +447,7 @@ class Attempt:
     """
 
     request: Request
-    ranking: tuple[Tool, ...]
-    calls: tuple[Call, ...]
+    tried: tuple[tuple[Tool, Call | None], ...]
     solved: bool
     seconds: float
     remembered: int
@@ -430,12 +455,12 @@ class Attempt:
     @property
     def at_once(self) -> bool:
         """Whether the first call solved it."""
-        return self.solved and len(self.calls) == 1
+        return self.solved and len(self.tried) == 1
 
     @property
     def tool_right(self) -> bool:
-        """Whether the first tool that was called is the one that was wanted."""
-        return bool(self.calls) and self.calls[0].tool.name == self.request.call.tool.name
+        """Whether the first tool that was tried is the one that was wanted."""
+        return bool(self.tried) and self.tried[0][0].name == self.request.call.tool.name
 
 
 @dataclass
@@ -448,11 +473,14 @@ class Agent:
         Over rows of the pool; its support set begins with a description of each tool.
     pool : Pool
     toolbox : sequence of int
-        Tools of the pool.
+        What is to be read of each tool: rows at the beginning of the pool's table.
     remembers : bool
-        Whether solved requests are kept.
+        Whether requests are kept with the tool that solved them: one that the agent found, or in the end the user.
     tries : int
         Calls that the user has patience for.
+    checks : bool
+        Pass over tools for whose parameters the request holds nothing of the right type. Without, trying one is a
+        call that fails.
     """
 
     mind: Learner
@@ -460,7 +488,8 @@ class Agent:
     toolbox: Sequence[int]
     remembers: bool = True
     tries: int = 3
-    #: Solved requests: row, and place of the tool in the box.
+    checks: bool = False
+    #: Solved requests: row of each, and place of its tool in the box.
     memory: list[tuple[int, int]] = field(default_factory=list)
 
     def task(self, row: int) -> Episodes:
@@ -480,34 +509,46 @@ class Agent:
         return self.mind.predict(self.task(row))[0, 0]
 
     def solve(self, row: int) -> Attempt:
-        """Try tools in the order of their scores until the user has what was asked for, or no more patience.
-
-        A tool whose arguments the request does not hold is passed over: that costs no call.
-        """
+        """Try tools in the order of their scores until the user has what was asked for, or no more patience."""
         request, remembered = self.pool.request(row), len(self.memory)
         started = time.process_time()
         order = self.scores(row).argsort(descending=True, stable=True).tolist()
         seconds = time.process_time() - started
-        calls: list[Call] = []
+        tried: list[tuple[Tool, Call | None]] = []
         solved = False
         for place in order:
+            tool = self.pool.tool(self.toolbox[place])
             try:
-                call = fill(self.pool.tools[self.toolbox[place]], request.text)
+                call = fill(tool, request.text)
             except ToolError:
+                call = None
+            if call is None and self.checks:
                 continue
-            calls.append(call)
-            if solved := call == request.call:  # what the user says on seeing the answer
-                if self.remembers:
-                    self.memory.append((row, place))
+            tried.append((tool, call))
+            solved = call == request.call  # what the user says on seeing the answer
+            if solved or len(tried) == self.tries:
                 break
-            if len(calls) == self.tries:
-                break
-        ranking = tuple(self.pool.tools[self.toolbox[place]] for place in order)
-        return Attempt(request, ranking, tuple(calls), solved, seconds, remembered)
+        self.remember(row)
+        return Attempt(request, tuple(tried), solved, seconds, remembered)
 
-    def live(self, stream: Stream) -> list[Attempt]:
-        """Meet the requests of a stream one after another."""
-        return [self.solve(row) for row in stream.rows]
+    def remember(self, row: int) -> None:
+        """Keep a request and its tool, if this agent remembers: after it was solved, by whomever."""
+        if self.remembers:
+            wanted = self.pool.request(row).call.tool.name
+            self.memory.append((row, [self.pool.tool(each).name for each in self.toolbox].index(wanted)))
+
+    def live(self, stream: Stream, every: int = 1) -> list[Attempt]:
+        """Meet the requests of a stream one after another; only each ``every``-th is left to the agent.
+
+        The others are solved by the user while the agent looks on: for minds that take their time.
+        """
+        attempts = []
+        for number, row in enumerate(stream.rows):
+            if number % every == 0:
+                attempts.append(self.solve(row))
+            else:
+                self.remember(row)
+        return attempts
 
 
 @contextmanager
