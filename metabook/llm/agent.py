@@ -31,11 +31,13 @@ from metabook.episodes import Episodes, generator_for
 from metabook.learners import Learner, task_losses
 from metabook.llm.in_context import InContext
 from metabook.llm.model import LanguageModel
+from metabook.llm.sampling import sample
 from metabook.llm.tools import Call, Request, Tool, ToolError, fill
 from metabook.training import fit, seed_everything
 
 __all__ = [
     "Agent",
+    "AnyTool",
     "Attempt",
     "InContextTools",
     "OverRows",
@@ -43,10 +45,13 @@ __all__ = [
     "Stream",
     "ToolTasks",
     "WeighedMemory",
+    "call_prompt",
     "draw_stream",
+    "episodes_of",
     "meta_train",
     "reading",
     "standardised",
+    "written_calls",
 ]
 
 
@@ -246,6 +251,17 @@ def standardised(table: Tensor, pool: Pool, tools: Sequence[int], *, apart: bool
 
 
 # --- Minds --------------------------------------------------------------------------------------------------------
+
+
+class AnyTool(Learner):
+    """Tools in a random order, another one for each request: what chance is worth."""
+
+    def predict(self, episodes: Episodes) -> Tensor:
+        generator = generator_for("any tool", episodes.query_x.tolist())
+        return torch.rand(*episodes.query_x.shape, episodes.ways, generator=generator)
+
+    def loss(self, episodes: Episodes) -> Tensor:
+        return task_losses(self.predict(episodes), episodes.query_y).mean()
 
 
 class OverRows(Learner):
@@ -549,6 +565,36 @@ class Agent:
             else:
                 self.remember(row)
         return attempts
+
+
+def call_prompt(tool: Tool, text: str, demonstrations: Sequence[Request]) -> str:
+    """Text after which a language model is to write the call of a tool: some solved requests, and this one."""
+    solved = [f"{_asked_of(each.call.tool, each.text)} {each.call}\n\n" for each in demonstrations]
+    return "".join(["Write the call of the tool.\n\n", *solved, _asked_of(tool, text)])
+
+
+def _asked_of(tool: Tool, text: str) -> str:
+    return f"Request: {text}\nTool: {tool.signature}\nCall:"
+
+
+def written_calls(lm: LanguageModel, requests: Sequence[Request], demonstrations: Sequence[Request]) -> list[str]:
+    """What a language model writes as the calls of the right tools, the most probable token each time.
+
+    The result is text from a model: :func:`~metabook.llm.tools.parse_call` reads it, and nothing else may.
+
+    Parameters
+    ----------
+    lm : LanguageModel
+    requests : sequence of Request
+    demonstrations : sequence of Request
+        For other tools; shown with their calls.
+
+    Returns
+    -------
+    list of str
+    """
+    prompts = [call_prompt(each.call.tool, each.text, demonstrations) for each in requests]
+    return [texts[0].strip() for texts in sample(lm, prompts, 32, temperature=0)]
 
 
 @contextmanager
