@@ -34,7 +34,7 @@ from metabook.text import LinearProbe, TfIdf
 from metabook.training import ci95
 
 WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "tool_agent"
-LAYER, WAYS, LENGTH, BLOCK, EVERY = 28, 8, 24, 4, 3
+LAYER, WAYS, LENGTH, BLOCK, EVERY = 28, 8, 24, 4, 4
 #: Share of the tools that have a description.
 CONDITIONS = {"described": 1.0, "half described": 0.5, "undocumented": 0.0}
 META = ((100, 0), (100, 8), (300, 8))  # steps, rank
@@ -156,7 +156,7 @@ def quick(bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def in_context(bench: Bench, seed: int, condition: str, remembers: bool) -> dict[str, Any]:
-    """The language model as the mind, on the first stream of a seed; it is left every third request."""
+    """The language model as the mind, on the first stream of a seed; it is left every fourth request."""
     mind = agent.InContextTools(bench.lm, bench.pool, bench.table, calibration="contextual")
     streams = bench.drawn("test", condition, seed)[:1]
     with agent.reading(bench.lm) as counts:
@@ -259,7 +259,7 @@ def main(
     ]
     for part in tables:
         tables[part] = {key: entry([run[part][key] for run in every], BLOCK) for key in every[0][part]}
-    pieces = [(c, r) for c in ("described", "undocumented") for r in (False, True)]
+    pieces = [("described", False), ("described", True), ("undocumented", True)]
     slow: dict[str, list[Any]] = {}
     for seed, (condition, remembers) in tqdm([(s, p) for s in range(seeds) for p in pieces], unit="life"):
         key = f"LLM, in context/{'memory' if remembers else 'none'}/{condition}"
