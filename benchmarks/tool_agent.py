@@ -235,7 +235,13 @@ def entry(each: Sequence[dict[str, Any]], block: int) -> dict[str, Any]:
     shares = {key: interval([run[key] for run in each]) for key in ("at_once", "tool", "solved")}
     calls = interval([run["calls"] for run in each], "calls")
     lives = [round(float(np.mean(life)), 5) for run in each for life in run["at_once"]]  # for paired differences
-    return {**shares, "calls": calls, "curve": curve, "lives": lives, "seconds": float(np.mean([run["seconds"] for run in each]))}
+    return {
+        **shares,
+        "calls": calls,
+        "curve": curve,
+        "lives": lives,
+        "seconds": float(np.mean([run["seconds"] for run in each])),
+    }
 
 
 def share(values: Sequence[bool]) -> dict[str, Any]:
