@@ -202,6 +202,11 @@ def arguments(bench: Bench) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def without_training(bench: Bench, seed: int) -> dict[str, Any]:
+    """What the nearest text does on the validation tools, on which the meta-learned mind was chosen."""
+    return {"nearest": bench.on_validation(agent.OverRows(NearestNeighbour(), bench.table), seed)}
+
+
 def kept(name: str, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
     """The result of an earlier run, or of ``work(*given)``, which is kept."""
     file = WORK / f"{name.replace('/', ' ')}.json"
@@ -274,6 +279,7 @@ def main(
     for key, runs in slow.items():
         tokens = float(np.mean([run["tokens"] for run in runs]))
         tables["runs"][key] = entry(runs, 2) | {"tokens": tokens, "every": EVERY}
+    judged = [kept(f"validation {seed} {validation}", without_training, bench, seed) for seed in range(seeds)]
     cost, written = kept("reading", reading_cost, bench), kept("arguments", arguments, bench)
     total = sum(run["cpu_seconds"] for run in [*every, *(run for runs in slow.values() for run in runs), cost, written])
     rows = written["rows"]
@@ -292,6 +298,10 @@ def main(
         "seeds": list(range(seeds)),
         "cpu_seconds": round(total, 1),
         "chosen": {name: [run["chosen"][name] for run in every] for name in ("LLM, linear probe", "LLM, meta-learned")},
+        "validation": {
+            "LLM, nearest": [run["nearest"] for run in judged],
+            "LLM, meta-learned": [max(v for _, v in run["chosen"]["LLM, meta-learned"]["tried"]) for run in every],
+        },
         "reading": {key: round(value, 5) for key, value in cost.items() if key != "cpu_seconds"},
         "runs": tables["runs"],
         "with a type check": tables["checked"],
