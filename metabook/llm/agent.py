@@ -568,13 +568,16 @@ class Agent:
 
 
 def call_prompt(tool: Tool, text: str, demonstrations: Sequence[Request]) -> str:
-    """Text after which a language model is to write the call of a tool: some solved requests, and this one."""
+    """Text after which a language model is to write the call of a tool: some solved requests, and this one.
+
+    The call is begun, ``name(``: what is left to write are the arguments.
+    """
     solved = [f"{_asked_of(each.call.tool, each.text)} {each.call}\n\n" for each in demonstrations]
-    return "".join(["Write the call of the tool.\n\n", *solved, _asked_of(tool, text)])
+    return "".join(["Write the call of the tool.\n\n", *solved, f"{_asked_of(tool, text)} {tool.name}("])
 
 
 def _asked_of(tool: Tool, text: str) -> str:
-    return f"Request: {text}\nTool: {tool.signature}\nCall:"
+    return f"Request: {text}\nTool: {tool.name} with {', '.join(tool.parameters)}\nCall:"
 
 
 def written_calls(lm: LanguageModel, requests: Sequence[Request], demonstrations: Sequence[Request]) -> list[str]:
@@ -594,7 +597,8 @@ def written_calls(lm: LanguageModel, requests: Sequence[Request], demonstrations
     list of str
     """
     prompts = [call_prompt(each.call.tool, each.text, demonstrations) for each in requests]
-    return [texts[0].strip() for texts in sample(lm, prompts, 32, temperature=0)]
+    made = sample(lm, prompts, 32, temperature=0)
+    return [f"{each.call.tool.name}({texts[0].strip()}" for each, texts in zip(requests, made)]
 
 
 @contextmanager

@@ -306,7 +306,7 @@ def test_what_the_model_reads_is_counted(lm) -> None:
 def test_what_the_model_writes_is_text_that_the_parser_judges(pool: Pool, lm) -> None:
     shown, asked = pool.requests[:2], pool.requests[40:42]
     prompt = agent.call_prompt(asked[0].call.tool, asked[0].text, shown)
-    assert prompt.endswith(f"Tool: {asked[0].call.tool.signature}\nCall:")
+    assert prompt.endswith(f"\nCall: {asked[0].call.tool.name}(")
     assert f"Call: {shown[0].call}\n" in prompt
     assert str(asked[0].call) not in prompt
     for text in agent.written_calls(lm, asked, shown):  # of a model with random weights
