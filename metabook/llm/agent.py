@@ -237,7 +237,7 @@ def standardised(table: Tensor, pool: Pool, tools: Sequence[int], *, apart: bool
         The training tools.
     apart : bool
         Descriptions and requests each by their own mean: a description is written in another manner than a request,
-        and if what is common to all requests is left in, every request is near to every other.
+        and what is common to all requests would make them nearer to one another than to any description.
 
     Returns
     -------
