@@ -223,7 +223,7 @@ def test_meta_training_lowers_the_loss_on_tools_that_it_saw_and_touches_no_other
     learned = agent.meta_train(pool, table, TRAINING, steps=40, rank=4, seed=3)
     again = agent.meta_train(pool, table, TRAINING, steps=40, rank=4, seed=3)
     tasks = ToolTasks(pool, TRAINING, seed=9).sample(8, 3)
-    assert float(learned.loss(tasks)) < float(plain.loss(tasks))
+    assert learned.loss(tasks).item() < plain.loss(tasks).item()
     assert not any(p.requires_grad for p in learned.parameters())
     for one, other in zip(learned.parameters(), again.parameters()):
         torch.testing.assert_close(one, other)
