@@ -2,7 +2,7 @@
 
 Writes ``results/tool_agent.json``. Settings are chosen on the validation tools. Features are kept in the cache and each
 part under ``_build/benchmarks/tool_agent``, so that an interrupted benchmark goes on where it was; ``--fresh`` starts
-anew. About four CPU minutes on one thread, most of them for what the language model reads in its context.
+anew. About three CPU minutes on one thread, most of them for what the language model reads.
 
     OMP_NUM_THREADS=1 python benchmarks/tool_agent.py
 """
