@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metabook import results
+from metabook import presets, results
 from metabook.episodes import generator_for
 from metabook.learners import Learner, NearestNeighbour, ProtoNet
 from metabook.llm import agent, cached_features, features, load
@@ -33,12 +32,12 @@ from metabook.storage import write_bytes
 from metabook.text import LinearProbe, TfIdf
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "tool_agent"
+WORK = presets.work("tool_agent")
 LAYER, WAYS, LENGTH, BLOCK, EVERY = 28, 8, 24, 4, 4
 #: Share of the tools that have a description.
 CONDITIONS = {"described": 1.0, "half described": 0.5, "undocumented": 0.0}
-META = ((100, 0), (100, 8), (300, 8))  # steps, rank
-STRENGTHS = (1.0, 10.0, 100.0)
+META = presets.sized(((100, 0), (100, 8), (300, 8)), smoke=((2, 0),))  # steps, rank
+STRENGTHS = presets.sized((1.0, 10.0, 100.0), smoke=(10.0,))
 #: Training requests that show how a call is written: tool and template.
 SHOWN = (("tip", 1), ("time_between", 2), ("upper_text", 0), ("set_heating", 1))
 
@@ -312,4 +311,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, seeds=2, streams=2, validation=1)
