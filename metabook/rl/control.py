@@ -8,6 +8,7 @@ Gymnasium's ``CartPole-v1``, which a test holds this against step by step.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,31 +17,38 @@ from gymnasium import spaces
 from torch import Tensor
 
 from metabook.rl.base import TaskEnv, Tasks, register
-from metabook.rl.rl2 import Trial
+from metabook.rl.rl2 import RL2
+from metabook.storage import load
 
-__all__ = ["CartPoles", "Engineer", "Replayed", "pole_replay", "push"]
+__all__ = ["CartPoles", "Engineer", "Replayed", "pilot", "pole_replay", "push"]
 
 CART, POLE = 1.0, 0.1  # masses in kg
 TAU = 0.02  # seconds a step
 LIMITS = np.array([2.4, math.radians(12)])  # of the place in m and the tilt: beyond, the episode is over
 SCALE = np.array([LIMITS[0], 2.0, LIMITS[1], 2.0])  # what an agent sees is divided by this
-UNKNOWN = 9
+UNKNOWN = 9  # what a button does: -1, 0, 1, or this
+PILOT = Path(__file__).with_name("pilot.safetensors")
 
 
 class CartPoles(TaskEnv):
     """Carts with poles to be kept upright by buttons of which nobody says what they do.
 
     One button pushes to the left, one to the right, and the others are dead. A task is which is which, how strong the
-    pushes are, how long the pole is, and the gravity: ``[force of every button in N, half-length in m, gravity in
-    m/s²]``. The reward is 1 in each step until the pole is tilted by more than 12° or the cart has left its track of
-    2.4 m to either side.
+    pushes are (4 to 8 N), how long the pole is (half-length 0.4 to 0.8 m), and the gravity (8 to 12 m/s²):
+    ``[force of every button, half-length, gravity]``. A button stays pressed for ``hold`` frames of 0.02 s, which are
+    the steps of CartPole-v1. The reward of a press is the share of its frames that begin before the pole is tilted by
+    more than 12° or the cart has left its track of 2.4 m to either side; that ends the episode.
 
     The agent sees place, speed, tilt and angular speed, divided by 2.4 m, 2 m/s, 12° and 2 rad/s.
 
     Parameters
     ----------
     num_envs : int
-    buttons, horizon : int
+    buttons : int
+    horizon : int
+        Presses an episode.
+    hold : int
+        Frames a press.
     spread : float
         An episode begins with all four numbers of the state uniform in [-spread, spread], in SI units. CartPole-v1 has
         0.05, and other numbers as options of its ``reset``.
@@ -50,17 +58,25 @@ class CartPoles(TaskEnv):
     Raises
     ------
     ValueError
-        With fewer than two buttons, or if the pole could begin beyond its limit.
+        With fewer than two buttons, without frames, or if the pole could begin beyond its limit.
     """
 
     def __init__(
-        self, num_envs: int = 1, buttons: int = 4, horizon: int = 20, hold: int = 4, spread: float = 0.15, told: bool = False
+        self,
+        num_envs: int = 1,
+        buttons: int = 3,
+        horizon: int = 20,
+        hold: int = 4,
+        spread: float = 0.15,
+        told: bool = False,
     ) -> None:
         if buttons < 2:
             raise ValueError(f"two buttons are needed to push to both sides, not {buttons}")
+        if hold < 1:
+            raise ValueError(f"a press takes at least one frame, not {hold}")
         if not 0 <= spread < LIMITS[1]:
             raise ValueError(f"spread must be from 0 to below {LIMITS[1]:.3f}, not {spread}")
-        seen = spaces.Box(-np.inf, np.inf, (4 + told * (buttons + 2),), np.float32)
+        seen = spaces.Box(-10.0, 10.0, (4 + told * (buttons + 2),), np.float32)
         super().__init__(num_envs, horizon, seen, spaces.Discrete(buttons))
         self.buttons, self.hold, self.spread, self.told = buttons, hold, spread, told
 
@@ -90,14 +106,14 @@ class CartPoles(TaskEnv):
         return seen.astype(np.float32)
 
     def _terminal(self) -> np.ndarray:
-        return (np.abs(self.state[:, ::2]) > LIMITS).any(1)
+        return np.any(np.abs(self.state[:, ::2]) > LIMITS, axis=1)
 
 
 register("metabook/CartPoles-v0", CartPoles)
 
 
 def push(state: np.ndarray, force: np.ndarray, length: np.ndarray, gravity: np.ndarray) -> np.ndarray:
-    """The state 0.02 s later: one step of Euler's method.
+    """The state one frame later, 0.02 s: a step of Euler's method.
 
     Parameters
     ----------
@@ -128,7 +144,7 @@ class Replayed(NamedTuple):
     Parameters
     ----------
     states : ndarray [tasks, episodes, horizon + 1, 4]
-        In SI units, the start included; after the end of an episode the last one again.
+        After each press, in SI units, the start included; after the end of an episode the last one again.
     forces : ndarray [tasks, episodes, horizon]
         Of the buttons that were pressed, in N.
     """
@@ -161,12 +177,19 @@ def pole_replay(tasks: Tasks, actions: Tensor | np.ndarray) -> Replayed:
     return Replayed(np.stack(states, 1), np.stack(forces, 1))
 
 
+def pilot() -> RL2:
+    """The recurrent agent that comes with the package: ``benchmarks/control.py`` trained it, for the default family."""
+    learner = load(PILOT)
+    assert isinstance(learner, RL2)
+    return learner
+
+
 class Engineer:
     r"""An agent by hand that knows the equations, and has to find out the buttons.
 
-    It wants to push to the side to which :math:`w \cdot s` points, with ``w`` of ``rule`` and the state ``s``. Of the
-    buttons that may do so it takes one that surely does, else the one whose push is least known to be wrong. What a
-    button does it sees in the speed of the cart, once it has been pressed.
+    It wants to push to the side to which :math:`w \cdot s` points, with ``w`` of ``rule`` and the state ``s``. It
+    presses the button that does so if it knows it, else one that it has not tried, else a dead one. What a button does
+    it sees in the speed of the cart, once it has been pressed.
 
     Parameters
     ----------
@@ -203,7 +226,8 @@ class Engineer:
                 before = env.state
                 _, rewards, *_ = env.step(action)
                 gained = env.state[:, 1] - before[:, 1]
-                found = np.where(np.abs(gained) < 1.5 * TAU * env.hold * rewards, 0, np.sign(gained))  # a live button gives 9 m/s² and more
+                least = 1.5 * TAU * env.hold * rewards  # pushes give 3 m/s² and more, the pole alone less than 1
+                found = np.where(np.abs(gained) < least, 0, np.sign(gained))
                 alive = (env.state != before).any(1)
                 known[everyone[alive], action[alive]] = found[alive]
                 known = _concluded(known)
