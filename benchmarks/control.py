@@ -165,11 +165,10 @@ def main(
             row[key] = summary([run[key] for run in each])
         for key in [key for key in each[0] if key.startswith("rate")]:
             row[key] = [run[key] for run in each]
-        if "gravity" in each[0]:
-            row["gravity"] = {planet: summary([run["gravity"][planet] for run in each]) for planet in GRAVITIES}
         rows.append(row)
     longer = {"agent": "Longer", "label": "RL², trained three times as long", "updates": LONGER * updates}
     longer |= {"cpu_seconds": float(np.mean([run["cpu_seconds"] for run in long]))}
+    longer |= {"gravity": {planet: summary([run["gravity"][planet] for run in long]) for planet in GRAVITIES}}
     rows.append(longer | {"returns": summary([run["returns"] for run in long])})
     gravity = {
         planet: {
