@@ -1,11 +1,12 @@
 """Meta-reinforcement learning: families of environments with hidden tasks, and agents that learn to learn in them.
 
-Importing this registers the environments with Gymnasium: ``metabook/Bandits-v0``, ``metabook/Navigation-v0`` and
-``metabook/HiddenGoal-v0``.
+Importing this registers the environments with Gymnasium: ``metabook/Bandits-v0``, ``metabook/CartPoles-v0``,
+``metabook/HiddenGoal-v0`` and ``metabook/Navigation-v0``.
 """
 
 from metabook.rl.bandits import UCB1, Bandits, BayesOptimal, Gittins, Greedy, Thompson, Uniform, regret
 from metabook.rl.base import EnvTasks, TaskEnv, Tasks, Trajectories, rollout
+from metabook.rl.control import CartPoles, Engineer, pole_replay
 from metabook.rl.grid import HiddenGoal, Searcher, optimal_search, replay, row_by_row, search_value
 from metabook.rl.maml_rl import MAMLRL, PretrainedPolicy
 from metabook.rl.navigation import Navigation
@@ -18,7 +19,9 @@ __all__ = [
     "UCB1",
     "Bandits",
     "BayesOptimal",
+    "CartPoles",
     "CategoricalPolicy",
+    "Engineer",
     "EnvTasks",
     "GaussianPolicy",
     "Gittins",
@@ -35,6 +38,7 @@ __all__ = [
     "Trajectories",
     "Uniform",
     "optimal_search",
+    "pole_replay",
     "regret",
     "replay",
     "rollout",

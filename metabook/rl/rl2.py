@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class Trial:
         Of the actions, of the policy, and expected returns to go; with the graph that leads to the weights.
     hidden : Tensor [tasks, steps, hidden]
         The state in which each action was chosen.
+    alive : Tensor of bool [tasks, steps]
+        False where the episode had come to an end before the horizon, and the action did nothing.
     """
 
     episode: int
@@ -46,6 +49,7 @@ class Trial:
     entropies: Tensor
     values: Tensor
     hidden: Tensor
+    alive: Tensor
 
     @property
     def returns(self) -> Tensor:
@@ -126,22 +130,27 @@ class RL2(Learner):
         states: list[Tensor] = []
         actions: list[Tensor] = []
         rewards: list[Tensor] = []
+        lived: list[np.ndarray] = []
         for episode in range(self.episodes):
             if episode:
                 seen, _ = env.reset()
+            over = np.zeros(len(tasks), bool)
             for step in range(env.horizon):
                 first = torch.full_like(start, bool(episode) and step == 0)
                 state = self.remember(state, torch.as_tensor(seen).to(start), told, reward, first)
                 action = self._choose(state.detach(), greedy)
-                seen, paid, *_ = env.step(action.cpu().numpy())
+                lived.append(~over)
+                seen, paid, terminated, *_ = env.step(action.cpu().numpy())
+                over = over | terminated
                 told, reward = F.one_hot(action, self.actions).to(start), torch.as_tensor(paid).to(start).unsqueeze(1)
                 for kept, new in ((states, state), (actions, action), (rewards, reward.squeeze(1))):
                     kept.append(new)
         hidden, taken = torch.stack(states, 1), torch.stack(actions, 1)
         choice = Categorical(logits=self.policy(hidden), validate_args=False)  # of all steps at once: far quicker
         values = self.critic(hidden).squeeze(2)
+        alive = torch.as_tensor(np.stack(lived, 1), device=taken.device)
         return Trial(
-            env.horizon, taken, torch.stack(rewards, 1), choice.log_prob(taken), choice.entropy(), values, hidden
+            env.horizon, taken, torch.stack(rewards, 1), choice.log_prob(taken), choice.entropy(), values, hidden, alive
         )
 
     @torch.no_grad()
@@ -156,13 +165,14 @@ class RL2(Learner):
 
         .. math:: -\hat A_t \log \pi(a_t \mid h_t) + c_v (V(h_t) - \hat A_t - V_t)^2 - c_e\, H[\pi(\cdot \mid h_t)],
 
-        the mean over tasks and steps.
+        the mean over tasks and steps. Steps after the end of an episode count for the values alone: nothing was chosen.
         """
         trial = self.play(tasks)
-        values = trial.values.detach()
+        values, alive = trial.values.detach(), trial.alive
         gain = advantages(trial.rewards, values, self.discount, self.trace)
-        policy = -(trial.log_probs * (gain - gain.mean()) / (gain.std() + 1e-8)).mean()
-        return policy + self.value * F.mse_loss(trial.values, gain + values) - self.entropy * trial.entropies.mean()
+        critic, chosen = F.mse_loss(trial.values, gain + values), gain[alive]
+        policy = -(trial.log_probs[alive] * (chosen - chosen.mean()) / (chosen.std() + 1e-8)).mean()
+        return policy + self.value * critic - self.entropy * trial.entropies[alive].mean()
 
     def predict(self, tasks: Any) -> Tensor:
         """Returns of the episodes of one trial in each task, ``[tasks, episodes]``: an agent answers by acting."""

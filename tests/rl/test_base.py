@@ -8,7 +8,7 @@ import metabook
 from metabook.nets import MLP
 from metabook.rl import MAMLRL, RL2, CategoricalPolicy, EnvTasks, GaussianPolicy, rollout
 
-IDS = ["metabook/Bandits-v0", "metabook/Navigation-v0", "metabook/HiddenGoal-v0"]
+IDS = ["metabook/Bandits-v0", "metabook/CartPoles-v0", "metabook/HiddenGoal-v0", "metabook/Navigation-v0"]
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -21,11 +21,14 @@ def test_side_by_side_is_the_same_as_one_by_one(id):
     together, task_of = gymnasium.make_vec(id, 3), np.random.default_rng(0)
     tasks = together.sample_tasks(3, task_of)
     together.reset(seed=0, options={"tasks": tasks})
+    begun = getattr(together, "state", None)  # where episodes begin at random places
     actions = [together.action_space.sample() for _ in range(4)]
     seen = [together.step(each) for each in actions]
     for i, task in enumerate(tasks):
         alone = gymnasium.make(id).unwrapped
         alone.reset(seed=0, options={"tasks": task})
+        if begun is not None:
+            alone.vector.state = begun[[i]]
         for action, (observations, rewards, *_) in zip(actions, seen, strict=True):
             observation, reward, *_ = alone.step(action[i])
             np.testing.assert_allclose(observation, observations[i])
