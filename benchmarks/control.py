@@ -14,7 +14,6 @@ import json
 import shutil
 import time
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import fit, results, seed_everything
+from metabook import fit, presets, results, seed_everything
 from metabook.learners import Learner
 from metabook.nets import MLP
 from metabook.rl import MAMLRL, RL2, CategoricalPolicy, Engineer, EnvTasks, Memoryless, PretrainedPolicy, Tasks, rollout
@@ -30,7 +29,7 @@ from metabook.rl.control import PILOT
 from metabook.storage import load, save, write_bytes
 from metabook.training import ci95
 
-WORK = Path(__file__).parents[1] / "_build" / "benchmarks" / "control"
+WORK = presets.work("control")
 EPISODES, TASKS, TEST_TASKS = 3, 64, 300
 VALIDATION, TEST = 500_000, 1_000_000
 RL = dict(hidden=48, discount=0.85, trace=0.9, entropy=0.005, value=0.3)
@@ -191,4 +190,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    presets.run(main, updates=2)
