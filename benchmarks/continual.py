@@ -200,7 +200,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def main(
     seeds: int = 3,
-    only: Annotated[list[str] | None, typer.Option(help="Kinds of features: TF-IDF, MiniLM, LLM; all unless given.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Features: TF-IDF, MiniLM, LLM; all unless given.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
 ) -> None:
     """Run what has not been run yet, and write the record."""

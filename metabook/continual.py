@@ -215,9 +215,9 @@ class Recalled:
     @torch.no_grad()
     def scores(self, x: Tensor) -> Tensor:
         known, y = self.y.unique(return_inverse=True)
-        unknown = torch.zeros(1, len(x), dtype=torch.long)
+        task = (each.unsqueeze(0) for each in (self.x, y, x, torch.zeros(len(x), dtype=torch.long)))
         found = torch.full((len(x), self.classes), -torch.inf)
-        found[:, known] = self.learner.predict(Episodes(self.x.unsqueeze(0), y.unsqueeze(0), x.unsqueeze(0), unknown))[0]
+        found[:, known] = self.learner.predict(Episodes(*task))[0]
         return found
 
 

@@ -2,9 +2,10 @@
 
 The adapter can as well stand *behind* a frozen model (:class:`~metabook.nets.Adapted`): then the model's features are
 computed once, and a step takes a millisecond. Gradient steps on a task change the adapter and nothing else; the
-classes' prototypes (J. Snell, K. Swersky, R. Zemel, 2017) are then taken in the adapted features. The starts are meta-learned by the prototypical loss itself, by
-first-order MAML (C. Finn, P. Abbeel, S. Levine, 2017, https://arxiv.org/abs/1703.03400) or by Reptile (A. Nichol,
-J. Achiam, J. Schulman, 2018, https://arxiv.org/abs/1803.02999).
+classes' prototypes (J. Snell, K. Swersky, R. Zemel, 2017) are then taken in the adapted features. The starts are
+meta-learned by the prototypical loss itself, by first-order MAML (C. Finn, P. Abbeel, S. Levine, 2017,
+https://arxiv.org/abs/1703.03400) or by Reptile (A. Nichol, J. Achiam, J. Schulman, 2018,
+https://arxiv.org/abs/1803.02999).
 """
 
 from __future__ import annotations
