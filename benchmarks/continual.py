@@ -2,9 +2,9 @@
 
 Writes ``results/continual.json``. Data: CLINC150 where its files are, else the generated intents. Each seed draws which
 domains are for meta-training, which for choosing settings, and which are the stream, and in what order they come; no
-class is on two sides. Features: TF-IDF, a sentence encoder (MiniLM) and, with ``--llm``, a language model, all frozen and computed once.
-Each run is kept under ``_build/benchmarks/continual``, so that an interrupted benchmark goes on where it was;
-``--fresh`` starts anew. Another row is another line in ``rows``.
+class is on two sides. Features: TF-IDF, a sentence encoder (MiniLM) and, with ``--llm``, a language model, all frozen
+and computed once. Each run is kept under ``_build/benchmarks/continual``, so that an interrupted benchmark goes on
+where it was; ``--fresh`` starts anew. Another row is another line in ``rows``.
 
     python benchmarks/continual.py
 """
