@@ -188,19 +188,24 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The table of one kind of features; the differences are paired over the seeds, each row minus plain prototypes."""
-    found = {}
+    """The table of one kind of features; differences of the final accuracy are paired over the seeds."""
+
+    def against(row: str, other: str) -> dict[str, float | None]:
+        return interval([one["final"] - base["final"] for one, base in zip(runs[row], runs[other])])
+
+    found: dict[str, dict[str, Any]] = {}
     for row, each in runs.items():
-        base = [one["final"] for one in runs["prototypes"]]
         matrix = [[interval(column) for column in zip(*lines)] for lines in zip(*(one["accuracy"] for one in each))]
         found[row] = {
             **{measured: interval([one[measured] for one in each]) for measured in MEASURES},
-            "against prototypes": interval([one["final"] - other for one, other in zip(each, base)]),
+            "against prototypes": against(row, "prototypes"),
             "accuracy": matrix,
             "memory": round(float(np.mean([one["memory"] for one in each]))),
             "seconds": interval([one["seconds"] for one in each]),
             "settings": [{"setting": one["setting"], "tried": one["tried"]} for one in each],
         }
+        if (plain := row.replace("meta-learned", "plain")) != row and plain in runs:
+            found[row]["against plain"] = against(row, plain)
     return found
 
 
