@@ -24,9 +24,11 @@ import typer
 from torch import nn
 from tqdm import tqdm
 
-from metabook import chat, data, presets, results
+from metabook import EpisodeSampler, chat, data, fit, presets, results, seed_everything
 from metabook.chat import setup, users
 from metabook.learners import Learner, NearestNeighbour, ProtoNet
+from metabook.llm import MetaAdapter
+from metabook.nets import Adapted
 from metabook.storage import write_bytes
 from metabook.training import ci95
 
@@ -34,6 +36,7 @@ WORK = presets.work("chat")
 SHOTS = (1, 3, 5)
 CHECKS = (0, 25, 50, 100, 150, 200, 250, 300)
 BLOCK = 25  # turns that are averaged for the curve
+INNER_STEPS, INNER_LR, SHARPNESS = 5, 1e-2, 16.0  # of the adapters
 #: What talks with the users beside the minds themselves, and which of them it is.
 KIND = dict.fromkeys(("no learning", "with a threshold", "LLM prototypes"), "unbiased prototypes")
 
@@ -58,6 +61,26 @@ def meta(name: str, steps: int, seed: int, scenarios: list[chat.Scenario]) -> Le
     return unbiased(embed, scenarios, chat.meta_learn(embed, pool, steps, seed=seed))
 
 
+@lru_cache(maxsize=4)
+def adapter(name: str, steps: int, seed: int) -> Adapted:
+    """An adapter whose start is meta-learned on tasks of old intents; with no steps the plain one."""
+    embed, pool = tfidf(name)
+    seed_everything(seed)
+    learner = MetaAdapter(Adapted(setup.DIMENSIONS, scale=1.0), "fomaml", INNER_LR, sharpness=SHARPNESS)
+    if steps:
+        tasks = EpisodeSampler(pool.with_features(embed(pool.texts)), ways=16, shots=5, queries=5, seed=seed)
+        fit(learner, tasks, steps=steps, tasks=2, lr=3e-3, anneal="cosine", seed=seed, progress=False)
+    assert isinstance(learner.net, Adapted)  # for the type checker
+    return learner.net
+
+
+def adapting(name: str, steps: int, seed: int, scenarios: list[chat.Scenario]) -> Learner:
+    """Steps on all that is remembered, from that start, whenever something has been corrected."""
+    net = adapter(name, steps, seed)
+    spread = setup.spread_in(tfidf(name)[0], scenarios, net)
+    return MetaAdapter(net, "fomaml", INNER_LR, INNER_STEPS, sharpness=SHARPNESS, spread=spread)
+
+
 def minds(name: str, seed: int, scenarios: list[chat.Scenario]) -> dict[str, dict[str, Callable[[], Learner]]]:
     """For each kind of mind, the settings between which the validation scenarios decide."""
     embed, _ = tfidf(name)
@@ -67,6 +90,8 @@ def minds(name: str, seed: int, scenarios: list[chat.Scenario]) -> dict[str, dic
         "prototypes": {"": lambda: ProtoNet(nn.Identity())},
         "unbiased prototypes": {"": lambda: unbiased(embed, scenarios)},
         "meta-learned": {f"{n} steps": lambda n=n: meta(name, n, seed, scenarios) for n in (10, 30, 100)},
+        "plain adapter": {"": lambda: adapting(name, 0, seed, scenarios)},
+        "meta-learned adapter": {f"{n} steps": lambda n=n: adapting(name, n, seed, scenarios) for n in (30, 100)},
         "retrained classifier": {f"C = {c}": lambda c=c: chat.Retrained(c) for c in (10.0, 100.0)},
         "fine-tuned classifier": {f"{n} steps": lambda n=n: chat.FineTuned(old, n) for n in (3, 10)},
     }
@@ -89,8 +114,8 @@ def chosen(name: str, mind: str, seed: int) -> tuple[Learner, dict[str, Any]]:
 
 
 def settled(name: str, mind: str, seed: int) -> tuple[Learner, dict[str, Any]]:
-    """What was chosen; only the meta-learned mind is another one for each seed."""
-    return chosen(name, mind, seed if mind == "meta-learned" else 0)
+    """What was chosen; only the meta-learned minds are others for each seed."""
+    return chosen(name, mind, seed if mind.startswith("meta-learned") else 0)
 
 
 def new_intents(name: str, mind: str, seed: int, draws: int) -> dict[str, Any]:
@@ -227,7 +252,16 @@ def main(
     talkers = ("no learning", *kinds[:-1], "with a threshold", *(["LLM prototypes"] if llm else []))
     record: dict[str, Any] = {
         "measured": measured,
-        "settings": {"draws": draws, "turns": turns, "block": BLOCK, "shots": SHOTS, "threads": 1, "retrain_every": 10},
+        "settings": {
+            "draws": draws,
+            "turns": turns,
+            "block": BLOCK,
+            "shots": SHOTS,
+            "threads": 1,
+            "retrain_every": 10,
+            "inner_steps": INNER_STEPS,
+            "inner_lr": INNER_LR,
+        },
         "seeds": list(range(seeds)),
         "cpu_seconds": {},
         "new_intents": {},

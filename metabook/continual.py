@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metabook.episodes import LabelledData, generator_for
+from metabook.episodes import Episodes, LabelledData, generator_for
+from metabook.learners import Learner
 from metabook.nets import MLP
 
-__all__ = ["Continual", "Network", "Prototypes", "Stage", "Transfer", "measure", "stream"]
+__all__ = ["Continual", "Network", "Prototypes", "Recalled", "Stage", "Transfer", "measure", "stream"]
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,49 @@ class Prototypes:
     def scores(self, x: Tensor) -> Tensor:
         cosines = F.normalize(self.embed(x), dim=1) @ F.normalize(self.sums, dim=1).T
         return cosines.masked_fill(self.counts == 0, -torch.inf)
+
+
+class Recalled:
+    """A few-shot learner whose support set is the domain at hand, and what is kept of the earlier ones.
+
+    The learner adapts from its own start each time, so that only the examples come from the earlier domains.
+
+    Parameters
+    ----------
+    learner : Learner
+        Takes support sets with unequal classes; it is not trained here.
+    inputs, classes : int
+        Features, and classes of the whole stream.
+    keep : int
+        Examples of each class that are kept when the next domain comes, the first ones; with 0 earlier classes have
+        no examples left and are never the answer.
+    """
+
+    def __init__(self, learner: Learner, inputs: int, classes: int, keep: int) -> None:
+        self.learner, self.classes, self.keep = learner.eval(), classes, keep
+        self.x, self.y = torch.zeros(0, inputs), torch.zeros(0, dtype=torch.long)
+
+    @property
+    def memory(self) -> int:
+        """What is kept for the next domain: examples, and the learner's parameters."""
+        return self._first().numel() * self.x.shape[1] + sum(p.numel() for p in self.learner.parameters())
+
+    def learn(self, x: Tensor, y: Tensor) -> None:
+        rows = self._first()
+        self.x, self.y = torch.cat([self.x[rows], x]), torch.cat([self.y[rows], y])
+
+    def _first(self) -> Tensor:
+        """Rows of the first examples of each class."""
+        each = [(self.y == c).nonzero()[: self.keep, 0] for c in self.y.unique()]
+        return torch.cat(each) if each else torch.zeros(0, dtype=torch.long)
+
+    @torch.no_grad()
+    def scores(self, x: Tensor) -> Tensor:
+        known, y = self.y.unique(return_inverse=True)
+        task = (each.unsqueeze(0) for each in (self.x, y, x, torch.zeros(len(x), dtype=torch.long)))
+        found = torch.full((len(x), self.classes), -torch.inf)
+        found[:, known] = self.learner.predict(Episodes(*task))[0]
+        return found
 
 
 @dataclass(frozen=True)

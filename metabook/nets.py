@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MLP", "BatchNorm", "Conv4", "ConvMaps", "RelationHead", "folded"]
+__all__ = ["MLP", "Adapted", "BatchNorm", "Conv4", "ConvMaps", "RelationHead", "folded"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -48,6 +49,31 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(fan_in, fan_out), _ACTIVATIONS[activation]()]
         super().__init__(*layers, nn.Linear(widths[-1], outputs))
         self.inputs, self.hidden, self.outputs, self.activation = inputs, tuple(hidden), outputs, activation
+
+
+class Adapted(nn.Module):
+    r"""An adapter behind frozen features: a low-rank change :math:`s\,(z + BAz) / \lVert z + BAz \rVert` to be learned.
+
+    The change is zero before training, as in LoRA (E. J. Hu et al., 2022, https://arxiv.org/abs/2106.09685).
+
+    Parameters
+    ----------
+    width : int
+        Of the features.
+    rank : int
+    scale : float
+        The length :math:`s` of the result: how sharp a softmax over its squared distances can be.
+    """
+
+    def __init__(self, width: int, rank: int = 64, scale: float = 4.0) -> None:
+        super().__init__()
+        self.width, self.rank, self.scale = width, rank, scale
+        self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Features ``[..., width]`` to ``[..., width]``."""
+        return self.scale * F.normalize(z + self.up(self.down(z)), dim=-1)
 
 
 class BatchNorm(nn.Module):

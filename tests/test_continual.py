@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from metabook import LabelledData
-from metabook.continual import Network, Prototypes, Transfer, measure, stream
+from metabook.continual import Network, Prototypes, Recalled, Transfer, measure, stream
+from metabook.learners import NearestNeighbour, ProtoNet
+from metabook.llm import AdapterFewShot
+from metabook.nets import Adapted
 
 DOMAINS, CLASSES, EXAMPLES, FEATURES = 3, 4, 12, 20
 
@@ -69,6 +72,49 @@ def test_a_class_that_has_not_come_is_never_the_answer(pool):
         learner.learn(stages[0].train_x, stages[0].train_y)
         answers = learner.scores(stages[1].test_x).argmax(1)
         assert set(answers.tolist()) <= set(stages[0].train_y.tolist())
+
+
+def test_a_few_shot_learner_recalls_the_first_examples_of_each_class(pool):
+    stages = stream(pool, shots=6)
+    first, second = stages[:2]
+    recalled = Recalled(ProtoNet(torch.nn.Identity()), FEATURES, len(pool), keep=2)
+    assert recalled.memory == 0
+    recalled.learn(first.train_x, first.train_y)
+    assert recalled.memory == 2 * CLASSES * FEATURES
+    assert len(recalled.x) == 6 * CLASSES, "the domain at hand is there as a whole"
+    recalled.learn(second.train_x, second.train_y)
+    assert recalled.memory == 2 * 2 * CLASSES * FEATURES
+    old, new = (recalled.y == first.train_y[0]).sum(), (recalled.y == second.train_y[0]).sum()
+    assert (int(old), int(new)) == (2, 6)
+    mine = first.train_x[first.train_y == first.train_y[0]][:2]
+    assert torch.equal(recalled.x[recalled.y == first.train_y[0]], mine)
+
+
+def test_it_scores_the_classes_that_it_knows_as_its_learner_does(pool):
+    stages = stream(pool, shots=6)
+    recalled = Recalled(NearestNeighbour(), FEATURES, len(pool), keep=6)
+    for stage in stages[:2]:
+        recalled.learn(stage.train_x, stage.train_y)
+    scores = recalled.scores(stages[0].test_x)
+    known = torch.cat([stage.train_y for stage in stages[:2]]).unique()
+    assert torch.isfinite(scores[:, known]).all()
+    assert torch.isinf(scores).sum() == len(scores) * (len(pool) - len(known))
+    nearest = recalled.y[torch.cdist(stages[0].test_x, recalled.x).argmin(1)]
+    assert torch.equal(scores.argmax(1), nearest)
+
+
+def test_an_adapter_that_keeps_examples_does_not_forget_and_one_that_keeps_none_does(pool):
+    stages = stream(pool, shots=6)
+
+    def adapter(keep):
+        learner = AdapterFewShot(Adapted(FEATURES, 4, 1.0), 1e-2, 3)
+        return lambda: Recalled(learner, FEATURES, len(pool), keep)
+
+    kept, none = (measure(adapter(keep), stages) for keep in (3, 0))
+    assert kept.final > 0.9
+    assert none.final == pytest.approx(none.accuracy[-1, -1] / DOMAINS)
+    weights = 2 * 4 * FEATURES
+    assert (kept.memory, none.memory) == (3 * len(pool) * FEATURES + weights, weights)
 
 
 def test_the_measures_by_hand():

@@ -18,6 +18,7 @@ from metabook.chat.scope import Threshold, UnbiasedPrototypes, within_class_spre
 from metabook.data import TextData
 from metabook.episodes import EpisodeSampler
 from metabook.learners import ProtoNet
+from metabook.nets import Adapted
 from metabook.text import TfIdf
 from metabook.training import fit, seed_everything
 
@@ -100,31 +101,6 @@ class LLMFeatures:
                 self._known.update(zip(missing, features(self._lm, missing, self._layer).cpu()))
         states = torch.stack([self._known[text] for text in texts])
         return F.normalize((states - self._mean) / self._deviation, dim=1)
-
-
-class Adapted(nn.Module):
-    r"""Features with a low-rank change that can be meta-learned: :math:`s\,(z + BAz) / \lVert z + BAz \rVert`.
-
-    The change is zero before training, as in LoRA (E. J. Hu et al., 2022, https://arxiv.org/abs/2106.09685).
-
-    Parameters
-    ----------
-    width : int
-        Of the features.
-    rank : int
-    scale : float
-        The length :math:`s` of the result: how sharp a softmax over its squared distances can be.
-    """
-
-    def __init__(self, width: int, rank: int = 64, scale: float = 4.0) -> None:
-        super().__init__()
-        self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
-        nn.init.zeros_(self.up.weight)
-        self.scale = scale
-
-    def forward(self, z: Tensor) -> Tensor:
-        """``[examples, width]`` to ``[examples, width]``."""
-        return self.scale * F.normalize(z + self.up(self.down(z)), dim=-1)
 
 
 def meta_learn(

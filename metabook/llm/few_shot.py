@@ -1,9 +1,11 @@
 """Few-shot learners that adapt a language model: LoRA on the support set, from a plain or from a meta-learned start.
 
-Gradient steps on a task change the adapter and nothing else; the classes' prototypes (J. Snell, K. Swersky, R. Zemel,
-2017) are then taken in the adapted features. The starts are meta-learned by the prototypical loss itself, by
-first-order MAML (C. Finn, P. Abbeel, S. Levine, 2017, https://arxiv.org/abs/1703.03400) or by Reptile (A. Nichol,
-J. Achiam, J. Schulman, 2018, https://arxiv.org/abs/1803.02999).
+The adapter can as well stand *behind* a frozen model (:class:`~metabook.nets.Adapted`): then the model's features are
+computed once, and a step takes a millisecond. Gradient steps on a task change the adapter and nothing else; the
+classes' prototypes (J. Snell, K. Swersky, R. Zemel, 2017) are then taken in the adapted features. The starts are
+meta-learned by the prototypical loss itself, by first-order MAML (C. Finn, P. Abbeel, S. Levine, 2017,
+https://arxiv.org/abs/1703.03400) or by Reptile (A. Nichol, J. Achiam, J. Schulman, 2018,
+https://arxiv.org/abs/1803.02999).
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metabook.episodes import Episodes, generator_for
 from metabook.learners import ProtoNet, task_losses
+from metabook.learners.prototypes import squared_distances
 from metabook.llm.adapted import AdaptedFeatures, LowerStates
 from metabook.llm.model import LanguageModel
 from metabook.theory.masked_losses import weighted_mean
@@ -49,11 +52,11 @@ def leave_one_out(z: Tensor, y: Tensor, ways: int, sharpness: float) -> Tensor:
     Tensor []
     """
     members = F.one_hot(y, ways).to(z.dtype)  # [n, ways]
-    sums, counts = members.T @ z, members.sum(0)
-    others = counts - members  # [n, ways]: how many are left without example i
-    means = (sums - members.unsqueeze(2) * z.unsqueeze(1)) / others.clamp_min(1).unsqueeze(2)  # [n, ways, d]
-    distances = (z.unsqueeze(1) - means).square().sum(2)
-    return F.cross_entropy(-sharpness * distances.where(others > 0, 0.0), y)
+    counts = members.sum(0)
+    distances = squared_distances(z.unsqueeze(0), (members.T @ z / counts.unsqueeze(1)).unsqueeze(0))[0]
+    # Without example i its class's mean is n / (n - 1) times as far away from it; if it is alone, it is its own mean.
+    left_out = (counts / (counts - 1).clamp_min(1)).square().where(counts > 1, 0.0)
+    return F.cross_entropy(-sharpness * distances * torch.where(members > 0, left_out, 1.0), y)
 
 
 class AdapterFewShot(ProtoNet):
@@ -62,11 +65,14 @@ class AdapterFewShot(ProtoNet):
     .. math:: p(y = k \mid x) \propto \exp\bigl(-s\, \lVert z' - c'_k \rVert^2\bigr)
 
     With no steps: the prototypes of the start. The start itself is not trained: :class:`MetaAdapter` does that.
+    Between two calls with the same support set the adaptation is kept: a bot is asked more often than it is corrected.
 
     Parameters
     ----------
-    features : AdaptedFeatures
-        The inputs of episodes are row numbers of its pool of texts.
+    features : Module
+        Inputs ``[..., *]`` to unit vectors ``[..., width]``. With :class:`~metabook.llm.adapted.AdaptedFeatures` the
+        inputs of episodes are row numbers of its pool of texts, with :class:`~metabook.nets.Adapted` (of scale 1) they
+        are features that were computed before.
     inner_lr : float
         Step size of the inner loop.
     steps : int
@@ -76,36 +82,40 @@ class AdapterFewShot(ProtoNet):
     adam : bool
         Inner steps are Adam's without momentum, as in Reptile's paper, with a state that starts anew in each task;
         False: plain gradient descent.
+    spread : float
+        Spread of the unit vectors within a class, which :class:`~metabook.chat.UnbiasedPrototypes` takes away from the
+        distances, for classes with unequal numbers of examples; 0: nothing.
 
     Raises
     ------
     ValueError
-        If the inner rate or the sharpness is not positive, or the number of steps negative.
+        If the inner rate or the sharpness is not positive, or the number of steps or the spread negative.
     """
 
     def __init__(
         self,
-        features: AdaptedFeatures,
+        features: nn.Module,
         inner_lr: float = 1e-3,
         steps: int = 5,
         *,
         sharpness: float = 10.0,
         adam: bool = True,
+        spread: float = 0.0,
     ) -> None:
         if inner_lr <= 0 or sharpness <= 0:
             raise ValueError(f"inner_lr and sharpness must be positive, not {inner_lr} and {sharpness}")
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, but is {steps}")
+        if steps < 0 or spread < 0:
+            raise ValueError(f"steps and spread must not be negative, but are {steps} and {spread}")
         super().__init__(features, in_turn=False)
-        self.inner_lr, self.steps, self.sharpness, self.adam = inner_lr, steps, sharpness, adam
+        self.inner_lr, self.steps, self.sharpness, self.adam, self.spread = inner_lr, steps, sharpness, adam, spread
+        self._kept: tuple[str, list[Tensor], list[Tensor]] | None = None
 
     @property
-    def features(self) -> AdaptedFeatures:
-        assert isinstance(self.net, AdaptedFeatures)  # for the type checker
+    def features(self) -> nn.Module:
         return self.net
 
     def embed(self, x: Tensor) -> Tensor:
-        """Embeddings ``[tasks, examples, width]`` of row numbers: unit vectors, scaled for the sharpness."""
+        """Embeddings ``[tasks, examples, width]`` of a task's inputs: unit vectors, scaled for the sharpness."""
         return math.sqrt(self.sharpness) * self.net(x)
 
     def inner_loss(self, task: Episodes, step: int) -> Tensor:
@@ -122,7 +132,32 @@ class AdapterFewShot(ProtoNet):
 
     def predict(self, episodes: Episodes) -> Tensor:
         """Logits ``[tasks, queries, ways]``; the adapter is afterwards what it was."""
-        return self.trajectory(episodes, [self.steps])[0]
+        if self.transductive or len(episodes) > 1 or not self.steps:
+            return self.trajectory(episodes, [self.steps])[0]
+        with self.restored(), torch.no_grad():
+            for p, value in zip(self.parameters(), self.adapted(episodes)):
+                p.copy_(value)
+            return self.answer(episodes)
+
+    def answer(self, episodes: Episodes) -> Tensor:
+        """Logits ``[tasks, queries, ways]`` of prototypes with the adapter as it stands."""
+        logits = ProtoNet.predict(self, episodes)
+        if not self.spread:
+            return logits
+        shots = F.one_hot(episodes.support_y, episodes.ways).sum(1)  # [tasks, ways]
+        return logits + self.sharpness * self.spread / shots.unsqueeze(1)
+
+    def adapted(self, task: Episodes) -> list[Tensor]:
+        """Values of the parameters after all steps on a task's support set; they are computed once for the last one."""
+        start = [p.detach().clone() for p in self.parameters()]
+        settings, known = repr(self), [task.support_x, task.support_y, *start]
+        kept = self._kept
+        if kept is None or kept[0] != settings or not all(map(torch.equal, kept[1], known)):
+            with self.restored():
+                for _ in self.descend(task, self.steps):
+                    pass
+                self._kept = kept = settings, known, [p.detach().clone() for p in self.parameters()]
+        return kept[2]
 
     def trajectory(self, episodes: Episodes, steps: Sequence[int] = (0, 1, 5)) -> Tensor:
         """Logits for the queries after several numbers of inner steps.
@@ -141,13 +176,11 @@ class AdapterFewShot(ProtoNet):
             raise ValueError(f"steps must increase from 0 or more, not be {list(steps)}")
         if steps[-1] == 0:
             with torch.no_grad():
-                return super().predict(episodes).unsqueeze(0)
+                return self.answer(episodes).unsqueeze(0)
         tasks = []
         for task in episodes.split(1):
             with self.restored(), torch.no_grad():
-                tasks.append(
-                    [super(AdapterFewShot, self).predict(task) for n in self.descend(task, steps[-1]) if n in steps]
-                )
+                tasks.append([self.answer(task) for n in self.descend(task, steps[-1]) if n in steps])
         return torch.stack([torch.cat(each) for each in zip(*tasks)])
 
     def loss(self, episodes: Episodes) -> Tensor:
@@ -192,7 +225,8 @@ class AdapterFewShot(ProtoNet):
             yield step + 1
 
     def extra_repr(self) -> str:
-        return f"inner_lr={self.inner_lr}, steps={self.steps}, sharpness={self.sharpness}, adam={self.adam}"
+        inner = f"inner_lr={self.inner_lr}, steps={self.steps}, adam={self.adam}"
+        return f"{inner}, sharpness={self.sharpness}, spread={self.spread}"
 
 
 class MetaAdapter(AdapterFewShot):
@@ -206,8 +240,8 @@ class MetaAdapter(AdapterFewShot):
 
     Parameters
     ----------
-    features, inner_lr, steps, sharpness, adam
-        As for :class:`AdapterFewShot`; ``steps`` are those of :meth:`predict`.
+    features, inner_lr, steps, sharpness, adam, spread
+        As for :class:`AdapterFewShot`; ``steps`` are those of :meth:`predict`, and so is ``spread``.
     method : {"prototypes", "fomaml", "reptile"}
     train_steps : int
         Inner steps in meta-training (not for ``"prototypes"``).
@@ -222,7 +256,7 @@ class MetaAdapter(AdapterFewShot):
 
     def __init__(
         self,
-        features: AdaptedFeatures,
+        features: nn.Module,
         method: str = "prototypes",
         inner_lr: float = 1e-3,
         steps: int = 0,
@@ -231,12 +265,13 @@ class MetaAdapter(AdapterFewShot):
         in_turn: bool = True,
         sharpness: float = 10.0,
         adam: bool = True,
+        spread: float = 0.0,
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
         if train_steps < 1:
             raise ValueError(f"train_steps must be at least 1, not {train_steps}")
-        super().__init__(features, inner_lr, steps, sharpness=sharpness, adam=adam)
+        super().__init__(features, inner_lr, steps, sharpness=sharpness, adam=adam, spread=spread)
         self.method, self.train_steps, self.in_turn = method, train_steps, in_turn
 
     def loss(self, episodes: Episodes) -> Tensor:
@@ -375,6 +410,11 @@ class MaskedAdapter(AdapterFewShot):
         super().__init__(features, inner_lr, steps, sharpness=sharpness, adam=adam)
         self.texts, self.queries, self.rate, self.weights = texts, queries, rate, weights
         self.labelled, self.seed = labelled, seed
+
+    @property
+    def features(self) -> AdaptedFeatures:
+        assert isinstance(self.net, AdaptedFeatures)  # for the type checker
+        return self.net
 
     @property
     def transductive(self) -> bool:

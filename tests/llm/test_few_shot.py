@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from metabook import Episodes, EpisodeSampler, LabelledData, evaluate, fit
+from metabook.chat import UnbiasedPrototypes
 from metabook.learners import ProtoNet
 from metabook.llm import (
     AdaptedFeatures,
@@ -24,6 +25,7 @@ from metabook.llm import (
 )
 from metabook.llm.features import hidden_states
 from metabook.llm.few_shot import leave_one_out, rarity
+from metabook.nets import Adapted
 from metabook.storage import StorageError
 
 WORDS = ["play", "weather", "transfer", "message"]
@@ -179,6 +181,69 @@ def test_without_steps_it_is_prototypes_of_the_start(own, source) -> None:
     logits = AdapterFewShot(net, steps=0).predict(episodes)
     torch.testing.assert_close(logits, expected.predict(episodes).detach())
     torch.testing.assert_close(AdapterFewShot(net, steps=2).trajectory(episodes, [0, 2])[0], logits)
+
+
+@pytest.fixture
+def noisy() -> EpisodeSampler:
+    """Classes that differ in two of twelve features; the others, ten times as loud, are noise."""
+    generator = torch.Generator().manual_seed(0)
+    names = tuple(map(str, range(24)))
+    x = 4 * torch.randn(24, 12, 12, generator=generator)
+    x[:, :, :2] = 2 * torch.randn(24, 1, 2, generator=generator) + 0.2 * x[:, :, 2:4]
+    y = torch.arange(24).repeat_interleave(12)
+    return EpisodeSampler(LabelledData(x.flatten(0, 1), y, names, names), ways=4, shots=4, queries=4)
+
+
+def test_behind_frozen_features_a_start_is_meta_learned_and_steps_from_it_help(noisy) -> None:
+    torch.manual_seed(0)
+    plain = AdapterFewShot(Adapted(12, 4, 1.0), 1e-2, 5)
+    learner = MetaAdapter(Adapted(12, 4, 1.0), "fomaml", 1e-2, 5)
+    before = evaluate(plain, noisy, tasks=30).mean
+    fit(learner, noisy, steps=60, tasks=4, lr=3e-2, progress=False)
+    after = evaluate(learner, noisy, tasks=30).mean
+    assert after > before + 0.1
+    task, losses = noisy.sample(1, step=1), []
+    with learner.restored():
+        for _ in learner.descend(task, 5):
+            losses.append(learner.inner_loss(task, 0).item())
+    assert losses[-1] < losses[0], "steps go down on the task's own examples"
+
+
+def test_an_adaptation_is_kept_until_something_changes(noisy, monkeypatch) -> None:
+    torch.manual_seed(0)
+    learner = AdapterFewShot(Adapted(12, 4, 1.0), 1e-2, 3)
+    runs: list[int] = []
+    descend = AdapterFewShot.descend
+    monkeypatch.setattr(AdapterFewShot, "descend", lambda *a: runs.append(1) or descend(*a))
+    task, other = noisy.sample(2).split(1)
+    first = learner.predict(task)
+    assert torch.equal(first, learner.predict(task))
+    assert len(runs) == 1
+    changes = [
+        lambda: None,  # another task, and this one again
+        lambda: setattr(learner, "steps", 2),
+        lambda: setattr(learner, "inner_lr", 2e-2),
+        lambda: learner.net.down.weight.data.mul_(2),
+    ]
+    for count, change in enumerate(changes):
+        learner.predict(other)
+        change()
+        fresh = copy.deepcopy(learner)
+        fresh._kept = None
+        assert torch.equal(learner.predict(task), fresh.trajectory(task, [fresh.steps])[0]), count
+    corrected = Episodes(task.support_x, task.support_y.flip(1), task.query_x, task.query_y)
+    assert not torch.allclose(learner.predict(corrected), learner.predict(task))
+
+
+def test_the_spread_is_taken_away_as_unbiased_prototypes_do(noisy) -> None:
+    task = noisy.sample(1)
+    rows = [0, 4, 8, 12, 1, 2, 3]  # four examples of the first class, one of each other
+    unequal = Episodes(task.support_x[:, rows], task.support_y[:, rows], task.query_x, task.query_y)
+    learner = AdapterFewShot(Adapted(12, 4, 1.0), steps=0, sharpness=16.0, spread=0.7)
+    expected = UnbiasedPrototypes(Adapted(12, 4, 4.0), 16.0 * 0.7)
+    torch.testing.assert_close(learner.predict(unequal), expected.predict(unequal).detach())
+    with pytest.raises(ValueError, match="spread"):
+        AdapterFewShot(Adapted(12, 4, 1.0), spread=-1.0)
 
 
 @pytest.mark.parametrize("adam", [False, True])
