@@ -48,10 +48,13 @@ PROMISED = {
     "Applications": [
         *("New intents for a chatbot", "BANKING77", "without forgetting", "after each correction", "survives a crash"),
         *("Omniglot", "miniImageNet", "bandits", "2-D navigation", "grid world"),
+        *("Personalisation", "Forgetting a user", "larger world", "new tools"),
     ],
     "Tools, outlook and questions": [
         *("Libraries", "Data sets", "papers", "Choosing a strategy", "Interpretability", "Reliability", "Safety"),
         *("Privacy", "collapses", "Questions"),
+        *("Trends, dated", "What it cost", "poisoned support set", "own labels", "who was in the support set"),
+        *("what moved", "in one place"),
     ],
     "What popular texts get wrong": [
         *("inner updates overwrite", "Reptile is written with a sum", "is transfer learning", "not on inputs"),
