@@ -10,7 +10,6 @@ Another mind is added by a line in ``MINDS``.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -29,7 +28,6 @@ from metabook.chat import setup, users
 from metabook.learners import Learner, NearestNeighbour, ProtoNet
 from metabook.llm import MetaAdapter
 from metabook.nets import Adapted
-from metabook.storage import write_bytes
 from metabook.training import ci95
 
 WORK = presets.work("chat")
@@ -186,16 +184,6 @@ def llm(name: str) -> chat.LLMFeatures:
     return chat.LLMFeatures(models.load(), list(dict.fromkeys(training)), cached=True, progress=True)
 
 
-def kept(name: str, work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The result of an earlier run, or of ``work(*arguments)``, which is kept."""
-    file = WORK / f"{name}.json"
-    if not file.exists():
-        started = time.process_time()
-        run = work(*arguments)
-        write_bytes(file, json.dumps(run | {"cpu_seconds": time.process_time() - started}).encode())
-    return json.loads(file.read_text())
-
-
 def interval(runs: Any) -> dict[str, Any]:
     """Mean of ``[seeds]`` or ``[seeds, draws]``, and its 95 % intervals over the seeds and over all draws."""
     scores = np.asarray(runs, dtype=float).reshape(len(runs), -1)
@@ -271,13 +259,15 @@ def main(
         runs: dict[Any, list[Any]] = {}
         for kind in tqdm(kinds, unit="mind", desc=f"{name}, new intents"):
             works = [(name, kind, seed, draws) for seed in range(seeds)]
-            runs["new", kind] = [kept(" ".join(map(str, ("new", *work))), new_intents, *work) for work in works]
+            runs["new", kind] = [
+                presets.kept(WORK, " ".join(map(str, ("new", *work))), new_intents, *work) for work in works
+            ]
         for kind in tqdm(talkers, unit="mind", desc=f"{name}, users"):
             for seed in range(seeds):
                 settings = runs["new", KIND.get(kind, kind)][seed]["settings"]
                 limit = settings["threshold"] if kind == "with a threshold" else -math.inf
                 job = f"user {name} {kind} {seed} {turns}"
-                run = kept(job, feedback, name, kind, seed, turns, settings["setting"], limit)
+                run = presets.kept(WORK, job, feedback, name, kind, seed, turns, settings["setting"], limit)
                 runs.setdefault(("user", kind), []).append(run)
         seconds = sum(run["cpu_seconds"] for each in runs.values() for run in each)
         record["cpu_seconds"][name] = round(seconds, 1)

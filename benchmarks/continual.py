@@ -11,7 +11,6 @@ where it was; ``--fresh`` starts anew. Another row is another line in ``rows``.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from metabook.continual import Continual, Network, Prototypes, Recalled, measure
 from metabook.episodes import generator_for
 from metabook.llm import AdapterFewShot, MetaAdapter
 from metabook.nets import Adapted
-from metabook.storage import write_bytes
 from metabook.text import TfIdf
 from metabook.training import ci95
 
@@ -167,16 +165,6 @@ def run(name: str, features: str, row: str, seed: int) -> dict[str, Any]:
     }
 
 
-def kept(job: str, work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The result of an earlier run, or of ``work(*arguments)``, which is kept."""
-    file = WORK / f"{job}.json"
-    if not file.exists():
-        started = time.process_time()
-        found = work(*arguments)
-        write_bytes(file, json.dumps(found | {"cpu_seconds": time.process_time() - started}).encode())
-    return json.loads(file.read_text())
-
-
 def first_pass(name: str, features: str) -> dict[str, Any]:
     """The features of all messages, by themselves so that their time is counted by itself."""
     pools(name, features, 0)
@@ -245,11 +233,11 @@ def main(
         "features": {},
     }
     for features in (*FEATURES, "LLM") if llm else FEATURES:
-        once = kept(f"{name} {features}", first_pass, name, features)["cpu_seconds"]
+        once = presets.kept(WORK, f"{name} {features}", first_pass, name, features)["cpu_seconds"]
         runs: dict[str, list[dict[str, Any]]] = {}
         works = [(name, features, row, seed) for seed in range(seeds) for row in rows(name, features, seed)]
         for work in tqdm(works, unit="run", desc=features):
-            runs.setdefault(work[2], []).append(kept(" ".join(map(str, work)), run, *work))
+            runs.setdefault(work[2], []).append(presets.kept(WORK, " ".join(map(str, work)), run, *work))
         seconds = sum(each["cpu_seconds"] for found in runs.values() for each in found)
         record["cpu_seconds"][features] = {"features": round(once, 1), "rows": round(seconds, 1)}
         record["features"][features] = summary(runs)

@@ -9,7 +9,6 @@ anew. About three CPU minutes on one thread, most of them for what the language 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ from metabook.learners import Learner, NearestNeighbour, ProtoNet
 from metabook.llm import agent, cached_features, features, load
 from metabook.llm.features import as_read
 from metabook.llm.tools import SPLITS, TOOLS, ToolError, fill, parse_call, requests
-from metabook.storage import write_bytes
 from metabook.text import LinearProbe, TfIdf
 from metabook.training import ci95
 
@@ -206,16 +204,6 @@ def without_training(bench: Bench, seed: int) -> dict[str, Any]:
     return {"nearest": bench.on_validation(agent.OverRows(NearestNeighbour(), bench.table), seed)}
 
 
-def kept(name: str, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
-    """The result of an earlier run, or of ``work(*given)``, which is kept."""
-    file = WORK / f"{name.replace('/', ' ')}.json"
-    if not file.exists():
-        started = time.process_time()
-        run = work(*given)
-        write_bytes(file, json.dumps(run | {"cpu_seconds": time.process_time() - started}).encode())
-    return json.loads(file.read_text())
-
-
 def interval(seeds: Sequence[Any], metric: str = "accuracy") -> dict[str, Any]:
     """Mean of ``[seeds][streams][requests]`` and its 95 % interval over all streams, and over the seeds."""
     lives = [np.asarray(each, dtype=float).mean(1) for each in seeds]
@@ -266,7 +254,8 @@ def main(
     bench, total = Bench(streams, validation), 0.0
     tables: dict[str, Any] = {"runs": {}, "checked": {}}
     every = [
-        kept(f"quick {seed} {streams} {validation}", quick, bench, seed) for seed in tqdm(range(seeds), unit="seed")
+        presets.kept(WORK, f"quick {seed} {streams} {validation}", quick, bench, seed)
+        for seed in tqdm(range(seeds), unit="seed")
     ]
     for part in tables:
         tables[part] = {key: entry([run[part][key] for run in every], BLOCK) for key in every[0][part]}
@@ -274,12 +263,19 @@ def main(
     slow: dict[str, list[Any]] = {}
     for seed, (condition, remembers) in tqdm([(s, p) for s in range(seeds) for p in pieces], unit="life"):
         key = f"LLM, in context/{'memory' if remembers else 'none'}/{condition}"
-        slow.setdefault(key, []).append(kept(f"{key} {seed}", in_context, bench, seed, condition, remembers))
+        slow.setdefault(key, []).append(
+            presets.kept(WORK, f"{key} {seed}", in_context, bench, seed, condition, remembers)
+        )
     for key, runs in slow.items():
         tokens = float(np.mean([run["tokens"] for run in runs]))
         tables["runs"][key] = entry(runs, 2) | {"tokens": tokens, "every": EVERY}
-    judged = [kept(f"validation {seed} {validation}", without_training, bench, seed) for seed in range(seeds)]
-    cost, written = kept("reading", reading_cost, bench), kept("arguments", arguments, bench)
+    judged = [
+        presets.kept(WORK, f"validation {seed} {validation}", without_training, bench, seed) for seed in range(seeds)
+    ]
+    cost, written = (
+        presets.kept(WORK, "reading", reading_cost, bench),
+        presets.kept(WORK, "arguments", arguments, bench),
+    )
     total = sum(run["cpu_seconds"] for run in [*every, *(run for runs in slow.values() for run in runs), cost, written])
     rows = written["rows"]
     settings = {

@@ -14,7 +14,9 @@ which its processes must agree on, are :func:`sized`.
 from __future__ import annotations
 
 import inspect
+import json
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,8 +25,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from metabook import results
+from metabook.storage import write_bytes
 
-__all__ = ["PRESETS", "chosen", "run", "sized", "work"]
+__all__ = ["PRESETS", "chosen", "kept", "run", "sized", "work"]
 
 PRESETS = ("smoke", "book", "full")
 BUILD = Path(__file__).parents[1] / "_build" / "benchmarks"
@@ -53,6 +56,27 @@ def work(name: str = "") -> Path:
     For ``full`` without the preset: a run of days must go on where it was.
     """
     return (BUILD if chosen() == "full" else BUILD / chosen()) / name
+
+
+def kept(folder: Path, job: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """The result of an earlier run of a script, or of ``measure(*arguments)`` with its CPU seconds, which is kept.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the script: :func:`work`.
+    job : str
+        Says what is measured, and with what; the name of the file.
+    measure : callable
+        Returns what JSON can hold.
+    *arguments
+    """
+    file = folder / f"{job.replace('/', ' ')}.json"
+    if not file.exists():
+        started = time.process_time()
+        found = measure(*arguments)
+        write_bytes(file, json.dumps(found | {"cpu_seconds": time.process_time() - started}).encode())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def run(main: Callable[..., None], **smoke: Any) -> None:
