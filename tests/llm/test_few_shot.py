@@ -297,9 +297,10 @@ def test_steps_lower_the_inner_loss(own, source) -> None:
 
 
 def test_fomaml_is_the_query_gradient_where_the_inner_loop_ends(own, source) -> None:
+    # At ten times the rate the loop is chaotic: a change of a weight by 1e-15 of itself changes the gradient by 1e-3.
     net, episodes = adapted(own), source.sample(2)
     start = values(net)
-    learner = MetaAdapter(net, "fomaml", inner_lr=0.05, train_steps=2, adam=False)
+    learner = MetaAdapter(net, "fomaml", inner_lr=0.005, train_steps=2, adam=False)
     loss = learner.accumulate_gradients(episodes)
     expected, losses = [torch.zeros_like(p) for p in start], []
     for task in episodes.split(1):
@@ -307,7 +308,7 @@ def test_fomaml_is_the_query_gradient_where_the_inner_loop_ends(own, source) -> 
             z = net(task.support_x[0])
             grads = torch.autograd.grad(leave_one_out(z, task.support_y[0], 3, 10.0), list(net.parameters()))
             for p, g in zip(net.parameters(), grads):
-                p.data -= 0.05 * g
+                p.data -= 0.005 * g
         z = net(torch.cat([task.support_x[0], task.query_x[0]]))
         means = torch.stack([z[:6][task.support_y[0] == k].mean(0) for k in range(3)])
         query = F.cross_entropy(-10.0 * torch.cdist(z[6:], means).square(), task.query_y[0])
@@ -317,7 +318,7 @@ def test_fomaml_is_the_query_gradient_where_the_inner_loop_ends(own, source) -> 
         for p, value in zip(net.parameters(), start):
             p.data.copy_(value)
     for p, g in zip(net.parameters(), expected):
-        torch.testing.assert_close(p.grad, g, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(p.grad, g, rtol=1e-11, atol=1e-11)
     assert float(loss) == pytest.approx(sum(losses) / 2)
 
 
