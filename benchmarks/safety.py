@@ -23,7 +23,8 @@ from tqdm import tqdm
 from metabook import Episodes, EpisodeSampler, data, fit, presets, results, safety, seed_everything
 from metabook.chat import UnbiasedPrototypes, within_class_spread
 from metabook.learners import MAML, FineTune, Learner, ProtoNet
-from metabook.nets import MLP
+from metabook.llm import AdapterFewShot
+from metabook.nets import MLP, Adapted
 from metabook.storage import write_bytes
 from metabook.text import LinearProbe, TfIdf
 from metabook.training import ci95
@@ -141,6 +142,9 @@ def membership(messages: dict[str, Any], z: dict[str, Tensor], seed: int) -> Sco
     for label, learner in (("network from MAML", maml), ("network from scratch", scratch)):
         path = learner.trajectory(safety.ask_again(users["wide"]), max(SETTINGS["steps"]))
         found[label] = {f"{k} steps": entry(path[k]) for k in SETTINGS["steps"]}
+    adapter = AdapterFewShot(Adapted(d, rank=16, scale=1.0), inner_lr=1e-2, sharpness=16.0)
+    path = adapter.trajectory(safety.ask_again(users["vectors"]), SETTINGS["steps"])
+    found["low-rank adapter"] = {f"{k} steps": entry(logits) for k, logits in zip(SETTINGS["steps"], path)}
     return found
 
 
