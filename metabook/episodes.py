@@ -49,7 +49,7 @@ class Episodes:
     classes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        tasks = {len(part) for part in vars(self).values() if part is not None}
+        tasks = {part.shape[0] for part in vars(self).values() if part is not None}
         if len(tasks) != 1:
             raise ValueError(f"the parts of an episode disagree in the number of tasks: {sorted(tasks)}")
         for name, x, y in (("support", self.support_x, self.support_y), ("query", self.query_x, self.query_y)):
@@ -230,9 +230,9 @@ class EpisodeSampler:
         self.seed, self.within_group, self.transform = seed, within_group, transform
         self.device = torch.device(device)
         self._x = data.x.to(self.device)
-        self._counts, self._starts = counts, counts.cumsum(0) - counts
+        self._counts, self._starts = counts.numpy(), (counts.cumsum(0) - counts).numpy()
         self._most, self._even = int(counts.max()), bool((counts == counts[0]).all())
-        self._labels = torch.arange(ways, device=self.device).repeat(shots + queries)
+        self._labels = np.tile(np.arange(ways), shots + queries)
         names = sorted(set(data.groups))
         membership = torch.tensor([[group == name for group in data.groups] for name in names])  # [groups, classes]
         self._groups = membership[membership.sum(1) >= ways]
@@ -251,41 +251,42 @@ class EpisodeSampler:
         """
         generator = generator_for("episodes", self.seed, step)
         classes = self._draw_classes(tasks, generator)  # [tasks, ways]
-        drawn = self.shots + self.queries
+        parts = [self.ways * self.shots, self.ways * self.queries]
         # A random order of each class's examples: those that do not exist sort last.
-        keys = torch.rand(tasks, self.ways, self._most, generator=generator, dtype=torch.float32)
+        keys = torch.rand(tasks, self.ways, self._most, generator=generator, dtype=torch.float32).numpy()
         if not self._even:
-            keys[torch.arange(self._most) >= self._counts[classes].unsqueeze(-1)] = -1.0
-        rows = _places_of_largest(keys, drawn) + self._starts.take(classes).unsqueeze(-1)
+            keys[np.arange(self._most) >= self._counts[classes][..., None]] = -1.0
+        rows = _places_of_largest(keys, self.shots + self.queries) + self._starts[classes][..., None]
         # One gather for the whole meta-batch, in the order task, example, class. The pool stays in bytes: a copy
         # in floats takes four times the memory, and gathering from it takes as long as converting what was drawn.
-        flat = rows.transpose(1, 2).flatten()
-        x = self._x.index_select(0, flat.to(self.device))
+        x = self._x.index_select(0, torch.from_numpy(rows.swapaxes(1, 2).ravel()).to(self.device))
         x = x.float().div_(255) if x.dtype == torch.uint8 else x
         x = self.transform(x, generator) if self.transform else x
-        x = x.view(tasks, drawn * self.ways, *x.shape[1:])
-        y = self._labels.expand(tasks, -1).clone()  # the episodes own their labels: writing to them is safe
-        support_x, query_x = x.tensor_split([self.shots * self.ways], 1)
-        support_y, query_y = y.tensor_split([self.shots * self.ways], 1)
-        return Episodes(support_x, support_y, query_x, query_y, classes.to(self.device))
+        x = x.view(tasks, sum(parts), *x.shape[1:])
+        # The episodes own their labels: writing to them is safe.
+        y = torch.from_numpy(np.broadcast_to(self._labels, (tasks, sum(parts))).copy()).to(self.device)
+        (support_x, query_x), (support_y, query_y) = x.split(parts, 1), y.split(parts, 1)
+        return Episodes(support_x, support_y, query_x, query_y, torch.from_numpy(classes).to(self.device))
 
-    def _draw_classes(self, tasks: int, generator: torch.Generator) -> Tensor:
+    def _draw_classes(self, tasks: int, generator: torch.Generator) -> np.ndarray:
         keys = torch.rand(tasks, len(self.data), generator=generator, dtype=torch.float32)
         if self.within_group:
             inside = torch.rand(tasks, generator=generator, dtype=torch.float32) < self.within_group
             group = self._groups[torch.randint(len(self._groups), (tasks,), generator=generator)]
             keys[inside.unsqueeze(1) & ~group] = -1.0
-        return _places_of_largest(keys, self.ways)
+        return _places_of_largest(keys.numpy(), self.ways)
 
 
-def _places_of_largest(keys: Tensor, count: int) -> Tensor:
+def _places_of_largest(keys: np.ndarray, count: int) -> np.ndarray:
     """Indices ``[..., count]`` of the largest keys, largest first: float32 in [0, 1), or -1 to come last.
 
     Such floats are in the same order as their bits read as integers. With its place behind it in one wider integer, a
     key is partitioned and sorted by numpy's vector instructions, two to four times as fast as ``topk``.
     """
-    bits = keys.view(torch.int32).numpy()
-    ranked = np.left_shift(bits, 32, dtype=np.int64) | np.arange(keys.shape[-1])
-    ranked.partition(keys.shape[-1] - count)
-    largest = np.sort(ranked[..., -count:])[..., ::-1]
-    return torch.from_numpy(largest & 0xFFFFFFFF)
+    ranked = keys.view(np.int32).astype(np.int64)
+    ranked <<= 32
+    ranked |= np.arange(keys.shape[-1])
+    if keys.shape[-1] > 64:  # a shorter row is sorted whole sooner than it is partitioned first
+        ranked.partition(keys.shape[-1] - count)
+        ranked = ranked[..., -count:]
+    return np.sort(ranked)[..., : -count - 1 : -1] & 0xFFFFFFFF
