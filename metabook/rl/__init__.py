@@ -1,7 +1,7 @@
 """Meta-reinforcement learning: families of environments with hidden tasks, and agents that learn to learn in them.
 
 Importing this registers the environments with Gymnasium: ``metabook/Bandits-v0``, ``metabook/CartPoles-v0``,
-``metabook/HiddenGoal-v0`` and ``metabook/Navigation-v0``.
+``metabook/HiddenGoal-v0``, ``metabook/Navigation-v0`` and ``metabook/Rooms-v0``.
 """
 
 from metabook.rl.bandits import UCB1, Bandits, BayesOptimal, Gittins, Greedy, Thompson, Uniform, regret
@@ -11,7 +11,8 @@ from metabook.rl.grid import HiddenGoal, Searcher, optimal_search, replay, row_b
 from metabook.rl.maml_rl import MAMLRL, PretrainedPolicy
 from metabook.rl.navigation import Navigation
 from metabook.rl.policies import CategoricalPolicy, GaussianPolicy
-from metabook.rl.rl2 import RL2, Memoryless, RewardBlind
+from metabook.rl.rl2 import RL2, Memoryless, RewardBlind, TaskBelief
+from metabook.rl.rooms import Room, Rooms, Walker
 
 __all__ = [
     "MAMLRL",
@@ -31,12 +32,16 @@ __all__ = [
     "Navigation",
     "PretrainedPolicy",
     "RewardBlind",
+    "Room",
+    "Rooms",
     "Searcher",
+    "TaskBelief",
     "TaskEnv",
     "Tasks",
     "Thompson",
     "Trajectories",
     "Uniform",
+    "Walker",
     "optimal_search",
     "pole_replay",
     "regret",

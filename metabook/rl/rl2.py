@@ -21,7 +21,7 @@ from torch.distributions import Categorical
 from metabook.learners.base import Learner
 from metabook.rl.base import Tasks
 
-__all__ = ["RL2", "Memoryless", "RewardBlind", "Trial", "advantages"]
+__all__ = ["RL2", "Memoryless", "RewardBlind", "TaskBelief", "Trial", "advantages"]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ class RL2(Learner):
 
         the mean over tasks and steps. Steps after the end of an episode count for the values alone: nothing was chosen.
         """
-        trial = self.play(tasks)
+        return self.loss_of(self.play(tasks), tasks)
+
+    def loss_of(self, trial: Trial, tasks: Tasks) -> Tensor:
+        """The loss of what was done in these tasks."""
         values, alive = trial.values.detach(), trial.alive
         gain = advantages(trial.rewards, values, self.discount, self.trace)
         critic, chosen = F.mse_loss(trial.values, gain + values), gain[alive]
@@ -185,6 +188,40 @@ class RewardBlind(RL2):
 
     def remember(self, state: Tensor, seen: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
         return super().remember(state, seen, action, torch.zeros_like(reward), first)
+
+
+class TaskBelief(RL2):
+    r"""RL² whose state has to tell the task as well, while it is trained: there the tasks are known.
+
+    A linear map of the state names the task, and the cross-entropy of its answer is added to the loss:
+
+    .. math:: - \frac{c}{T} \sum_t \log q(\tau \mid h_t) .
+
+    In a new task it acts just as RL² does, and is told no more. J. Humplik et al., Meta Reinforcement Learning as Task
+    Inference, 2019, https://arxiv.org/abs/1905.06424.
+
+    Parameters
+    ----------
+    observations, actions : int
+    kinds : int
+        Of tasks: their parameters are whole numbers below this.
+    supervision : float
+        What the cross-entropy counts beside the policy's loss.
+    settings
+        Those of :class:`RL2`.
+    """
+
+    def __init__(
+        self, observations: int, actions: int, kinds: int, supervision: float = 0.3, **settings: float
+    ) -> None:
+        super().__init__(observations, actions, **settings)  # type: ignore[arg-type]
+        self.supervision, self.belief = supervision, nn.Linear(self.hidden, kinds)
+
+    def loss_of(self, trial: Trial, tasks: Tasks) -> Tensor:
+        answers = self.belief(trial.hidden)
+        truth = torch.as_tensor(tasks.parameters, device=answers.device)[:, None].expand(answers.shape[:2])
+        surprise = F.cross_entropy(answers.flatten(0, 1), truth.flatten())
+        return super().loss_of(trial, tasks) + self.supervision * surprise
 
 
 class Memoryless(RL2):
