@@ -3,8 +3,9 @@ r"""Every text learner on the published 5-way tasks of CLINC150 and BANKING77.
 Adds the learners that it measures to ``results/intents_<data>.json`` (of ``--split 2``: ``intents_<data>_2.json``);
 those that it does not measure stay as they were. Features and the scores of in-context learning are kept, so that an
 interrupted run goes on where it was. CPU minutes on one thread for CLINC150: TF-IDF 1, MiniLM 1, LLMPrototypes 5 (most
-of it for features; with them LLMProbe 1), Whitened 8, MeanPooling 3, Direct 20 (with its scores Calibrated and Batch nothing),
-Channel 26. So that it stays at that, tasks draw from 50 messages of each test class (``--texts 1000``: from all).
+of it for features; with them LLMProbe 1), Whitened 8, MeanPooling 3, Direct 20 (with its scores Calibrated and Batch
+nothing), Channel 26. So that it stays at that, tasks draw from 50 messages of each test class (``--texts 1000``: from
+all).
 
     export METABOOK_DATA=~/data OMP_NUM_THREADS=1
     python benchmarks/intents.py --data clinc150 --only TFIDF --only TFIDFProbe --only MiniLM \

@@ -79,7 +79,7 @@ def test_lengths_after_whitening_are_mahalanobis_distances(table, pool) -> None:
     covariance = fitted.covariance_ * 30 / 27  # scikit-learn divides by the number of texts
     white = Whitening(table, y, shrinkage=1e-13)(table)
     expected = cdist(table, table, "mahalanobis", VI=np.linalg.inv(covariance))
-    assert np.allclose(torch.cdist(white, white), expected, rtol=1e-4)
+    assert np.allclose(torch.cdist(white, white), expected, atol=1e-6)
 
 
 def test_whitening_helps_classes_that_it_has_not_seen(table, pool) -> None:
