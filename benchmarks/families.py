@@ -243,7 +243,7 @@ def inside(learner: Learner, dataset: str, options: dict[str, str]) -> dict[str,
 
 
 def search(name: str, dataset: str, options: dict[str, str], budget: float, folder: Path) -> dict[str, Any]:
-    """The candidate with the best score on validation tasks of the first kind, after a part of the budget."""
+    """The candidates, best first, by their score on validation tasks of the first kind after a part of the budget."""
     torch.set_num_threads(1)
     file = folder / f"{name}-search.json"
     if file.exists():
@@ -267,14 +267,33 @@ def search(name: str, dataset: str, options: dict[str, str], budget: float, fold
         else:
             outputs = outputs.nan_to_num(LIMIT, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT)
             found.append(float((outputs - episodes.query_y).square().mean()))
-    best = candidates(name)[int(np.argmin(found))] if found else candidates(name)[0]
-    chosen = {"setting": best, "validation": [None if error == float("inf") else error for error in found]}
+    order = [candidates(name)[place] for place in np.argsort(found, kind="stable")] if found else list(candidates(name))
+    chosen = {"order": order, "validation": [None if error == float("inf") else error for error in found]}
     write_bytes(file, json.dumps(chosen).encode())
     return chosen
 
 
+def survived(
+    name: str, seed: int, dataset: str, options: dict[str, str], budget: float, order: list[Any], folder: Path
+) -> tuple[Any, Learner, int, float]:
+    """The learner trained with the best setting, before it that setting; where it diverges, with the next best."""
+    for setting in order:
+        try:
+            return setting, *trained(name, seed, dataset, options, budget, folder, "train", setting)
+        except FloatingPointError:  # the search was too short to see it
+            continue
+    raise FloatingPointError(f"{name}, seed {seed}, diverges with every setting")
+
+
 def measure(
-    name: str, seed: int, dataset: str, options: dict[str, str], budget: float, tasks: int, setting: Any, folder: Path
+    name: str,
+    seed: int,
+    dataset: str,
+    options: dict[str, str],
+    budget: float,
+    tasks: int,
+    order: list[Any],
+    folder: Path,
 ) -> dict[str, Any]:
     """Train one learner with one seed, and measure everything."""
     torch.set_num_threads(1)
@@ -283,11 +302,12 @@ def measure(
         return json.loads(file.read_text())
     kinds = kinds_of(dataset)
     run: dict[str, Any] = {"name": name, "seed": seed, "steps": 0, "cpu_seconds": 0.0, "kinds": {}, "refused": {}}
-    meta = untrained(name, 5, setting) is None
+    meta, setting = untrained(name, 5, order[0]) is None, order[0]
     if meta:
-        learner, run["steps"], run["cpu_seconds"] = trained(
-            name, seed, dataset, options, budget, folder, "train", setting
+        setting, learner, run["steps"], run["cpu_seconds"] = survived(
+            name, seed, dataset, options, budget, order, folder
         )
+    run["setting"] = setting
     for kind, (ways, _) in kinds.items():
         seed_everything(seed)
         judged = (learner if meta else untrained(name, ways, setting)).eval()
@@ -337,7 +357,8 @@ def row(name: str, runs: list[dict[str, Any]], dataset: str, chosen: dict[str, A
         "label": label,
         "family": family,
         "transductive": runs[0]["transductive"],
-        "setting": chosen["setting"],
+        "setting": [run["setting"] for run in runs],
+        "diverged": sum(run["setting"] != chosen["order"][0] for run in runs),
         "validation": chosen["validation"],
         "steps": [run["steps"] for run in runs],
         "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
@@ -393,7 +414,7 @@ def main(
         chosen = {each: future.result() for each, future in searches.items()}
         once = {"NearestNeighbour", "TaskGP", "FixedGP"}  # nothing in them is random
         futures = [
-            pool.submit(measure, each, seed, dataset, options, budget, tasks, chosen[each]["setting"], folder)
+            pool.submit(measure, each, seed, dataset, options, budget, tasks, chosen[each]["order"], folder)
             for seed in range(seeds)
             for each in names
             if not seed or each not in once

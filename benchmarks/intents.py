@@ -3,8 +3,9 @@ r"""Every text learner on the published 5-way tasks of CLINC150 and BANKING77.
 Adds the learners that it measures to ``results/intents_<data>.json`` (of ``--split 2``: ``intents_<data>_2.json``);
 those that it does not measure stay as they were. Features and the scores of in-context learning are kept, so that an
 interrupted run goes on where it was. CPU minutes on one thread for CLINC150: TF-IDF 1, MiniLM 1, LLMPrototypes 5 (most
-of it for features; with them LLMProbe 1), MeanPooling 3, Direct 20 (with its scores Calibrated and Batch nothing),
-Channel 26. So that it stays at that, tasks draw from 50 messages of each test class (``--texts 1000``: from all).
+of it for features; with them LLMProbe 1), Whitened 8, MeanPooling 3, Direct 20 (with its scores Calibrated and Batch
+nothing), Channel 26. So that it stays at that, tasks draw from 50 messages of each test class (``--texts 1000``: from
+all).
 
     export METABOOK_DATA=~/data OMP_NUM_THREADS=1
     python benchmarks/intents.py --data clinc150 --only TFIDF --only TFIDFProbe --only MiniLM \
@@ -19,6 +20,7 @@ everything else is shared.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import typer
 from torch import Tensor
 from tqdm import tqdm
@@ -35,7 +38,7 @@ from tqdm import tqdm
 from metabook import Episodes, EpisodeSampler, Evaluation, LabelledData, data, evaluate, presets, results
 from metabook.data import TextData
 from metabook.learners import Learner
-from metabook.llm import InContext, LLMPrototypes, cached_features, choose, load
+from metabook.llm import InContext, LLMPrototypes, Whitening, cached_features, choose, load
 from metabook.llm.in_context import CONTENT_FREE, calibrated
 from metabook.llm.sentences import sentence_features
 from metabook.storage import StorageError, read_tensors, write_tensors
@@ -46,6 +49,9 @@ WAYS, CHUNK = 5, 10
 TEST_SEED, VALIDATION_SEED = 1, 2
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 LAYERS = {"last": (20, 22, 24, 26, 28, 30), "mean": (2, 4, 8, 12, 16, 20, 24)}
+# What the whitened features are chosen from: layers put one beside the other, and shrinkages of the spread.
+JOINED, SHRINKAGES = ((28,), (26, 28, 30), (16, 20, 24, 26, 28, 30)), (0.3, 1.0, 3.0)
+SPREAD_TEXTS = presets.sized(40, 2)  # of each training class
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,30 @@ class Bench:
         return self._chosen[pooling]
 
     @cached_property
+    def whitened(self) -> tuple[LLMPrototypes, dict[str, Any]]:
+        """Prototypes in several layers at once, whitened; layers and shrinkage are the best on validation tasks."""
+        training, layers = self.rows("train", SPREAD_TEXTS), max(JOINED, key=len)
+        rows, n = torch.cat([training, self.validation_rows, self.test_rows]), len(training)
+        states = torch.stack([table[rows] for table in self.features(rows, layers, "last")])  # [layers, texts, width]
+        known = states[:, :n]
+        states = F.normalize((states - known.mean(1, keepdim=True)) / known.std(1, keepdim=True), dim=-1)
+        tables = {}
+        for joined, shrinkage in itertools.product(JOINED, SHRINKAGES):
+            features = torch.cat([states[layers.index(layer)] for layer in joined], 1)
+            white = Whitening(features[:n], self.whole.y[training], shrinkage)
+            tables[joined, shrinkage] = features.new_full((len(self.whole.texts), features.shape[1]), torch.nan)
+            tables[joined, shrinkage][rows] = white(features)
+        choices = choose(
+            tables, training, self.validation(), scalings=["none"], tasks=self.sizes.validation_tasks, progress=True
+        )
+        tried = [
+            {"layers": list(c.setting[0]), "shrinkage": c.setting[1], "mean": c.accuracy, "ci95": c.ci95}
+            for c in choices
+        ]
+        best = {name: tried[0][name] for name in ("layers", "shrinkage")}
+        return LLMPrototypes(tables[choices[0].setting], training, "none"), {"pooling": "last", **best, "tried": tried}
+
+    @cached_property
     def tfidf(self) -> Any:
         """TF-IDF of all texts; n-grams and their rarity from the training classes."""
         return TfIdf([self.whole.texts[row] for row in self.parts["train"].x]).sparse(self.whole.texts)
@@ -216,6 +246,10 @@ def llm_prototypes(bench: Bench, shots: int) -> tuple[Learner, dict[str, Any]]:
 
 def mean_pooling(bench: Bench, shots: int) -> tuple[Learner, dict[str, Any]]:
     return bench.prototypes("mean")
+
+
+def whitened(bench: Bench, shots: int) -> tuple[Learner, dict[str, Any]]:
+    return bench.whitened
 
 
 def llm_probe(bench: Bench, shots: int) -> tuple[Learner, dict[str, Any]]:
@@ -316,6 +350,7 @@ LEARNERS = {
     "MiniLM": Entry("MiniLM prototypes (a trained sentence encoder)", minilm),
     "MeanPooling": Entry("LLM prototypes, mean over the tokens", mean_pooling),
     "LLMPrototypes": Entry("LLM prototypes, last token of a one-word prompt", llm_prototypes),
+    "Whitened": Entry("LLM prototypes, several layers, whitened on training classes", whitened),
     "LLMProbe": Entry("LLM linear probe, the same features", llm_probe),
     "Direct": Entry("In context, direct", in_context("direct"), shots=(0, 1, 5), read=True),
     "Calibrated": Entry(

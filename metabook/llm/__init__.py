@@ -11,7 +11,7 @@ from metabook.llm.features import cached_features, features
 from metabook.llm.few_shot import AdapterFewShot, MaskedAdapter, MetaAdapter
 from metabook.llm.in_context import InContext
 from metabook.llm.model import LanguageModel, load
-from metabook.llm.prototypes import LLMPrototypes, choose
+from metabook.llm.prototypes import LLMPrototypes, Whitening, choose
 
 __all__ = [
     "AdaptedFeatures",
@@ -23,6 +23,7 @@ __all__ = [
     "LowerStates",
     "MaskedAdapter",
     "MetaAdapter",
+    "Whitening",
     "cached_features",
     "choose",
     "evolve",

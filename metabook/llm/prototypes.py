@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from metabook.episodes import TaskSource
 from metabook.learners import ProtoNet
+from metabook.learners.prototypes import class_means
 from metabook.training import evaluate
 
-__all__ = ["SCALINGS", "Choice", "LLMPrototypes", "choose"]
+__all__ = ["SCALINGS", "Choice", "LLMPrototypes", "Whitening", "choose"]
 
 SCALINGS = ("none", "centred", "standardised")
 
@@ -64,6 +65,55 @@ class LLMPrototypes(ProtoNet):
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings ``[tasks, examples, width]`` of row numbers ``[tasks, examples]``."""
         return F.normalize((self.table[x] - self.mean) / self.deviation, dim=-1)
+
+
+class Whitening(nn.Module):
+    r"""A linear map after which the classes that it was made from spread alike in every direction.
+
+    What a class varies in says nothing about which class it is. With the covariance :math:`\Sigma` that features of the
+    training classes have around the mean of their own class, and its Cholesky factor :math:`\Sigma = LL^\top`, the map
+    is :math:`z \mapsto L^{-1}(z - \bar z)`: lengths after it are Mahalanobis distances before it, as in linear
+    discriminant analysis (R. A. Fisher, The Use of Multiple Measurements in Taxonomic Problems, Annals of Eugenics 7,
+    1936; A. O. Hatch, S. Kajarekar, A. Stolcke, Within-Class Covariance Normalization for SVM-Based Speaker
+    Recognition, Interspeech 2006). The covariance is all that is learned, from labels of training classes, without a
+    gradient step.
+
+    Parameters
+    ----------
+    features : Tensor [texts, width]
+        Of the training classes.
+    y : Tensor [texts]
+        Their classes, ``0 .. classes - 1``.
+    shrinkage : float
+        How much of the mean variance is added to that of every direction. There are more directions than texts can
+        tell about: without it, those in which the training texts happen not to vary would count most.
+
+    Raises
+    ------
+    ValueError
+        For a shrinkage that is not positive, or no class with two texts.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, features: Tensor, y: Tensor, shrinkage: float = 1.0) -> None:
+        super().__init__()
+        if shrinkage <= 0:
+            raise ValueError(f"shrinkage must be positive, not {shrinkage}")
+        classes = int(y.max()) + 1 if len(y) else 0
+        if len(y) <= classes:
+            raise ValueError(f"{len(y)} texts of {classes} classes: a spread within a class needs two texts of it")
+        z = features.double()
+        within = z - class_means(z.unsqueeze(0), y.unsqueeze(0), classes)[0][y]
+        covariance = within.T @ within / (len(y) - classes)
+        ridge = shrinkage * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+        self.register_buffer("mean", z.mean(0).to(features))
+        self.register_buffer("factor", torch.linalg.cholesky(covariance + ridge).to(features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Whitened features ``[texts, width]``."""
+        return torch.linalg.solve_triangular(self.factor, (features - self.mean).T, upper=False).T
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,8 @@ def test_pages_in_a_browser(browser, site: Path, real_book: Book, scheme: str, w
             assert page.locator("mjx-merror").count() == 0, each.name
         # Everything that can be unfolded is, so that what it holds must fit as well.
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        # Text is as wide as its font, and a font that is still on its way when the page is left is a failed request.
+        page.evaluate("document.fonts.ready.then(() => null)")
         scroll = page.evaluate("document.documentElement.scrollWidth")
         assert scroll <= width, f"{each.name} is {scroll} pixels wide on a screen of {width}"
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
