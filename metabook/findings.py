@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Record = dict[str, Any]
-KINDS = ("5w1s", "5w5s", "20w1s")
+KINDS = ("5w1s", "5w5s", "20w1s", "20w5s")
 NONE = "–"
 
 
@@ -137,14 +137,15 @@ def omniglot_rows() -> list[Row]:
         if settings.get("data") != "omniglot" or settings.get("test_split") == "validation":
             continue
         for row in record.get("rows", []):
-            test = {kind: row["test"][kind] for kind in KINDS if (row.get("test") or {}).get(kind)}
-            if test:
-                one = _row(name, record, row, test)
-                found.setdefault((one.learner, *(each["mean"] for each in test.values())), one)
+            for how in ("test", "alone"):  # a transductive learner can have been asked each query by itself too
+                test = {kind: row[how][kind] for kind in KINDS if (row.get(how) or {}).get(kind)}
+                if test:
+                    one = _row(name, record, row, test)
+                    found.setdefault((one.learner, *(each["mean"] for each in test.values())), one)
         for label, test in record.get("accuracy", {}).items():  # the drawing pad: one network, several kinds of images
             row = {"label": f"{label} (drawing pad)", "learner": "ProtoNet" if "net" in label else "NearestNeighbour"}
             row |= {"meta": "net" in label and "untrained" not in label, "seeds": 1}  # its seeds are of test tasks
-            found[name, label] = _row(name, record, row, {kind: test[kind] for kind in KINDS})
+            found[name, label] = _row(name, record, row, {kind: test[kind] for kind in KINDS if kind in test})
     return list(found.values())
 
 
