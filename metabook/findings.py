@@ -115,6 +115,8 @@ class Row:
         Of trainings; where nothing is trained, of test tasks.
     test : dict
         For each of :data:`KINDS`: mean and intervals of the accuracy.
+    recipe : str, optional
+        The name of its recipe, where that is not the usual one.
     """
 
     learner: str
@@ -127,6 +129,7 @@ class Row:
     background: str
     seeds: int
     test: dict[str, Record]
+    recipe: str | None = None
 
 
 def omniglot_rows() -> list[Row]:
@@ -161,6 +164,7 @@ def _row(name: str, record: Record, row: Record, test: dict[str, Record]) -> Row
         record["settings"].get("background", "background"),
         row.get("seeds") or max(len(each.get("seed_means") or [0]) for each in test.values()),
         test,
+        row.get("recipe"),
     )
 
 
@@ -524,7 +528,8 @@ def _accuracy(learner: str, kind: str, budget: float | None = None) -> Callable[
         slower = [r for r in slower if 0 < r.cpu_seconds < row.cpu_seconds]
         if slower:
             less = max(slower, key=lambda r: r.cpu_seconds)
-            why.append(f"after {less.cpu_seconds:,.0f} s it was at {100 * less.test[kind]['mean']:.1f}, so time counts")
+            before = f"after {less.cpu_seconds:,.0f} s it was at {100 * less.test[kind]['mean']:.1f}"
+            why.append(f"{before}, so time counts" if less.recipe == row.recipe else f"{before}, with another recipe")
         one = "one training" if row.seeds == 1 else ""
         return Finding(100 * entry["mean"], 100 * half(entry), row.device, "; ".join(why), one)
 
