@@ -198,6 +198,8 @@ def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def joined(rows: list[dict[str, Any]], earlier: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """New rows and those of an earlier record that they do not replace, in the order of :data:`LEARNERS`.
 
+    A learner has a row for each budget.
+
     Raises
     ------
     ValueError
@@ -206,8 +208,8 @@ def joined(rows: list[dict[str, Any]], earlier: dict[str, Any], settings: dict[s
     if earlier["settings"] != settings:
         raise ValueError(f"the record has other settings: {earlier['settings']}, not {settings}")
     order = list(LEARNERS.values())
-    by_label = {each["label"]: each for each in [*earlier["rows"], *rows]}
-    return sorted(by_label.values(), key=lambda each: order.index(each["label"]))
+    found = {(order.index(each["label"]), each["budget_cpu_seconds"]): each for each in [*earlier["rows"], *rows]}
+    return [found[place] for place in sorted(found)]
 
 
 def main(

@@ -121,8 +121,10 @@ def test_scores_are_kept_and_not_measured_again(script, pool, tmp_path):
 
 def test_a_record_made_in_parts_keeps_the_rows_that_are_not_measured_now(script):
     settings = {"data": "omniglot"}
-    earlier = [{"label": "MAML, long", "n": 1}, {"label": "Nearest neighbour on pixels", "n": 1}]
-    rows = script.joined([{"label": "MAML, long", "n": 2}], {"settings": settings, "rows": earlier}, settings)
-    assert rows == [earlier[1], {"label": "MAML, long", "n": 2}]
+    maml, pixels = script.LEARNERS["MAML (long)"], script.LEARNERS["NearestNeighbour"]
+    earlier = [{"label": label, "budget_cpu_seconds": 9, "n": 1} for label in (maml, pixels)]
+    new = [{"label": maml, "budget_cpu_seconds": budget, "n": 2} for budget in (9, 5)]
+    rows = script.joined(new, {"settings": settings, "rows": earlier}, settings)
+    assert rows == [earlier[1], new[1], new[0]]  # one row for each learner and budget
     with pytest.raises(ValueError, match="other settings"):
         script.joined([], {"settings": {"data": "glyphs"}, "rows": []}, settings)
