@@ -1,7 +1,10 @@
 r"""Every learner on the same few-shot tasks with the same budget of CPU time.
 
-Writes ``results/few_shot_<data>.json``, or the record that ``--name`` names. Each training run is kept under
-``_build/benchmarks``, so that an interrupted benchmark goes on where it was; ``--fresh`` starts anew.
+Writes ``results/few_shot_<data>.json``, or the record that ``--name`` names. Each training run and its scores are kept
+under ``_build/benchmarks``, so that an interrupted benchmark goes on where it was; ``--fresh`` starts anew.
+
+Where learners need different times, a record is made in parts: ``--add`` keeps those of its rows that are not measured
+now. Each row says how long it had, with how many seeds, and when it was measured.
 
     python benchmarks/few_shot.py --data glyphs --budget 100 --jobs 2
     METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2 \
@@ -9,6 +12,8 @@ Writes ``results/few_shot_<data>.json``, or the record that ``--name`` names. Ea
     METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2 --budget 600 \
         --name gradient_family_omniglot --only NearestNeighbour --only PretrainedNearestMean --only MAML \
         --only FOMAML --only MAML++ --only MetaSGD --only ANIL --only Reptile
+    METABOOK_DATA=~/data python benchmarks/few_shot.py --data omniglot --background small1+small2 --budget 720 \
+        --name omniglot_long --add --alone 100 --only "MAML (long)"
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import multiprocessing
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,15 +32,16 @@ import torch
 import typer
 from tqdm import tqdm
 
-from metabook import EpisodeSampler, Evaluation, data, evaluate, fit, presets, results, seed_everything
-from metabook.learners import FineTune, Learner, NearestNeighbour
+from metabook import EpisodeSampler, Evaluation, LabelledData, data, evaluate, fit, presets, results, seed_everything
+from metabook.learners import FineTune, Learner, NearestNeighbour, PretrainedNearestMean, ProtoNet
 from metabook.nets import Conv4
 from metabook.recipes import recipe, task_source
 from metabook.storage import load, save, write_bytes
 from metabook.training import seconds_per_step
 
 WORK = presets.work()
-KINDS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w1s": (20, 1)}
+KINDS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w1s": (20, 1), "20w5s": (20, 5)}
+#: By name; in brackets the name of a recipe that is not the usual one (:data:`metabook.recipes.NAMED`).
 LEARNERS = {
     "NearestNeighbour": "Nearest neighbour on pixels",
     "FineTune": "Fine-tuning from scratch",
@@ -43,8 +50,11 @@ LEARNERS = {
     "PretrainedLinearProbe": "Pre-trained, linear probe",
     "MatchingNet": "Matching Network",
     "ProtoNet": "Prototypical Network",
+    "ProtoNet (few-alphabets)": "Prototypical Network, few alphabets",
     "RelationNet": "Relation Network",
+    "RelationNet (published)": "Relation Network, published protocol",
     "MAML": "MAML",
+    "MAML (long)": "MAML, long",
     "FOMAML": "First-order MAML",
     "MAML++": "MAML++ (learned rates, multi-step loss)",
     "MetaSGD": "Meta-SGD",
@@ -55,6 +65,13 @@ UNTRAINED = ("NearestNeighbour", "FineTune")
 BASELINES = ("NearestNeighbour", "FineTune", "PretrainedNearestMean", "SimpleShot", "PretrainedLinearProbe")
 TEST_TASKS = presets.sized(600, 10)
 SCRATCH_TASKS = 200  # of each seed: fine-tuning from scratch trains a network a task
+PAIRED_TASKS = 60  # of 20 ways: a Relation Network looks at thousands of pairs a task
+
+
+def named(name: str) -> tuple[str, str | None]:
+    """The learner and the recipe that a name of :data:`LEARNERS` stands for; None is the usual recipe."""
+    learner, _, chosen = name.removesuffix(")").partition(" (")
+    return learner, chosen or None
 
 
 def untrained(name: str, ways: int, factor: float = 1.0) -> Learner:
@@ -83,7 +100,8 @@ def trained(
     if file.exists() and note.exists():
         return load(file), *json.loads(note.read_text())
     seed_everything(seed)
-    chosen = recipe("MAML" if name == "FOMAML" else name, dataset)
+    learner_name, recipe_name = named(name)
+    chosen = recipe("MAML" if name == "FOMAML" else learner_name, dataset, recipe_name)
     settings = {"background": options.get("background"), **chosen.tasks_settings(), "seed": seed}
     source = task_source(dataset, split, **settings, device="cpu")
     classes = len(source.data) if isinstance(source, EpisodeSampler) else 0
@@ -99,39 +117,99 @@ def trained(
     return learner, steps, seconds
 
 
-def measure(name: str, seed: int, dataset: str, options: dict[str, str], budget: float, folder: Path) -> dict[str, Any]:
+def embedded(learner: Learner, pool: LabelledData) -> tuple[Learner, LabelledData]:
+    """The same answers from pictures that are embedded once, where no other picture matters for an embedding."""
+    if type(learner) not in (ProtoNet, PretrainedNearestMean) or learner.transductive:
+        return learner, pool
+    with torch.no_grad():
+        parts = [learner.eval().embed(x.unsqueeze(0).float() / 255)[0] for x in pool.x.split(500)]
+    return ProtoNet(torch.nn.Identity()), replace(pool, x=torch.cat(parts))
+
+
+def serves(learner: Learner, name: str, dataset: str, ways: int, shots: int) -> bool:
+    """Whether a learner can, and a published protocol should, be judged by such tasks."""
+    if getattr(getattr(learner, "net", None), "outputs", None) not in (None, ways):
+        return False  # a head of another number of ways
+    learner_name, recipe_name = named(name)
+    if recipe_name != "published":
+        return True
+    protocol = recipe(learner_name, dataset, recipe_name)  # which trains a network for each kind of tasks
+    return (protocol.ways, protocol.shots) == (ways, shots)
+
+
+def measure(
+    name: str, seed: int, dataset: str, options: dict[str, str], budget: float, folder: Path, alone: int = 0
+) -> dict[str, Any]:
     """Train one learner with one seed and score it on every kind of task that it can solve."""
     torch.set_num_threads(1)
     learner, steps, seconds = (
         (None, 0, 0.0) if name in UNTRAINED else trained(name, seed, dataset, options, budget, folder)
     )
-    pool, scores = data.load(dataset, "test"), {}
+    whole = data.load(dataset, "test")
+    light, pool = embedded(learner, whole) if learner else (None, whole)
+    scores: dict[str, dict[str, Any]] = {"test": {}, "alone": {}}
     for kind, (ways, shots) in KINDS.items():
-        source = EpisodeSampler(pool, ways, shots, 15, seed=1)
         seed_everything(seed)
-        judged = learner or untrained(name, ways)
-        if getattr(getattr(judged, "net", None), "outputs", None) not in (None, ways):
-            continue  # a head of another number of ways
-        result = evaluate(judged, source, tasks=SCRATCH_TASKS if name == "FineTune" else TEST_TASKS)
-        scores[kind] = (result.scores[0].tolist(), result.transductive)
+        judged = light or untrained(name, ways)
+        if not serves(judged, name, dataset, ways, shots):
+            continue
+        source = EpisodeSampler(pool, ways, shots, 15, seed=1)
+        fewer = SCRATCH_TASKS if name == "FineTune" else PAIRED_TASKS if "RelationNet" in name and ways > 5 else None
+        for how, tasks in {
+            "test": min(fewer or TEST_TASKS, TEST_TASKS),
+            "alone": alone if judged.transductive else 0,
+        }.items():
+            if tasks:
+                file = folder / f"{name}-{seed}-{kind}-{how}-{tasks}.json"
+                scores[how][kind] = scored(file, judged, source, tasks, one_by_one=how == "alone")
     return {"name": name, "seed": seed, "steps": steps, "cpu_seconds": seconds, "scores": scores}
+
+
+def scored(file: Path, learner: Learner, source: EpisodeSampler, tasks: int, one_by_one: bool) -> list[Any]:
+    """The accuracy in each task and whether it is transductive, from ``file`` if they are there."""
+    if not file.exists():
+        result = evaluate(learner, source, tasks=tasks, one_by_one=one_by_one)
+        write_bytes(file, json.dumps([result.scores[0].tolist(), result.transductive]).encode())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of the record: a learner over its seeds."""
-    test: dict[str, Any] = {}
-    for kind in KINDS:
-        scores = [run["scores"][kind] for run in runs if kind in run["scores"]]
-        test[kind] = Evaluation(np.array([s for s, _ in scores]), "accuracy", scores[0][1]).record() if scores else None
+    found: dict[str, dict[str, Any]] = {"test": {}, "alone": {}}
+    for how, entries in found.items():
+        for kind in KINDS:
+            scores = [run["scores"][how][kind] for run in runs if kind in run["scores"][how]]
+            several = np.array([each for each, _ in scores])
+            entries[kind] = Evaluation(several, "accuracy", scores[0][1]).record() if scores else None
+    learner, recipe_name = named(name)
     return {
-        "learner": name,
+        "learner": learner,
         "label": LEARNERS[name],
+        "recipe": recipe_name,
         "meta": name not in BASELINES,
-        "transductive": test["5w1s"]["transductive"],
+        "transductive": found["test"]["5w1s"]["transductive"],
         "steps": [run["steps"] for run in runs],
         "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in runs])),
-        "test": test,
+        "test": found["test"],
+        **({"alone": found["alone"]} if any(found["alone"].values()) else {}),
     }
+
+
+def joined(rows: list[dict[str, Any]], earlier: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """New rows and those of an earlier record that they do not replace, in the order of :data:`LEARNERS`.
+
+    A learner has a row for each budget.
+
+    Raises
+    ------
+    ValueError
+        If the earlier ones were measured on other tasks.
+    """
+    if earlier["settings"] != settings:
+        raise ValueError(f"the record has other settings: {earlier['settings']}, not {settings}")
+    order = list(LEARNERS.values())
+    found = {(order.index(each["label"]), each["budget_cpu_seconds"]): each for each in [*earlier["rows"], *rows]}
+    return [found[place] for place in sorted(found)]
 
 
 def main(
@@ -141,6 +219,8 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="A learner to measure; give it once for each.")] = None,
     budget: Annotated[float, typer.Option(help="CPU seconds of meta-training a run.")] = 100.0,
     seeds: int = 3,
+    alone: Annotated[int, typer.Option(help="In so many tasks ask transductive learners each query by itself.")] = 0,
+    add: Annotated[bool, typer.Option("--add", help="Keep the record's other rows.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
 ) -> None:
@@ -158,14 +238,19 @@ def main(
         todo = [
             (each, seed) for seed in range(seeds) for each in reversed(runs) if each != "NearestNeighbour" or not seed
         ]
-        futures = [pool.submit(measure, each, seed, dataset, options, budget, folder) for each, seed in todo]
+        futures = [pool.submit(measure, each, seed, dataset, options, budget, folder, alone) for each, seed in todo]
         for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
             run = future.result()
             runs[run["name"]].append(run)
+    name = name or f"few_shot_{dataset}"
     settings = {"data": dataset, **options, "test_split": "test", "queries": 15, "threads": 1}
-    record = {"measured": measured, "settings": settings, "budget_cpu_seconds": budget, "seeds": list(range(seeds))}
     rows = [row(each, sorted(found, key=lambda run: run["seed"])) for each, found in runs.items()]
-    typer.echo(results.write(name or f"few_shot_{dataset}", {**record, "rows": rows}))
+    if add:
+        rows = [{**each, "budget_cpu_seconds": budget, "seeds": seeds, "measured": measured} for each in rows]
+        rows = joined(rows, results.read(name), settings) if name in results.names() else rows
+        budget, seeds = (max(each[key] for each in rows) for key in ("budget_cpu_seconds", "seeds"))
+    budgets = {"budget_cpu_seconds": budget, "seeds": list(range(seeds))}
+    typer.echo(results.write(name, {"measured": measured, "settings": settings, **budgets, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Record = dict[str, Any]
-KINDS = ("5w1s", "5w5s", "20w1s")
+KINDS = ("5w1s", "5w5s", "20w1s", "20w5s")
 NONE = "–"
 
 
@@ -115,6 +115,8 @@ class Row:
         Of trainings; where nothing is trained, of test tasks.
     test : dict
         For each of :data:`KINDS`: mean and intervals of the accuracy.
+    recipe : str, optional
+        The name of its recipe, where that is not the usual one.
     """
 
     learner: str
@@ -127,6 +129,7 @@ class Row:
     background: str
     seeds: int
     test: dict[str, Record]
+    recipe: str | None = None
 
 
 def omniglot_rows() -> list[Row]:
@@ -137,14 +140,15 @@ def omniglot_rows() -> list[Row]:
         if settings.get("data") != "omniglot" or settings.get("test_split") == "validation":
             continue
         for row in record.get("rows", []):
-            test = {kind: row["test"][kind] for kind in KINDS if (row.get("test") or {}).get(kind)}
-            if test:
-                one = _row(name, record, row, test)
-                found.setdefault((one.learner, *(each["mean"] for each in test.values())), one)
+            for how in ("test", "alone"):  # a transductive learner can have been asked each query by itself too
+                test = {kind: row[how][kind] for kind in KINDS if (row.get(how) or {}).get(kind)}
+                if test:
+                    one = _row(name, record, row, test)
+                    found.setdefault((one.learner, *(each["mean"] for each in test.values())), one)
         for label, test in record.get("accuracy", {}).items():  # the drawing pad: one network, several kinds of images
             row = {"label": f"{label} (drawing pad)", "learner": "ProtoNet" if "net" in label else "NearestNeighbour"}
             row |= {"meta": "net" in label and "untrained" not in label, "seeds": 1}  # its seeds are of test tasks
-            found[name, label] = _row(name, record, row, {kind: test[kind] for kind in KINDS})
+            found[name, label] = _row(name, record, row, {kind: test[kind] for kind in KINDS if kind in test})
     return list(found.values())
 
 
@@ -160,6 +164,7 @@ def _row(name: str, record: Record, row: Record, test: dict[str, Record]) -> Row
         record["settings"].get("background", "background"),
         row.get("seeds") or max(len(each.get("seed_means") or [0]) for each in test.values()),
         test,
+        row.get("recipe"),
     )
 
 
@@ -523,7 +528,8 @@ def _accuracy(learner: str, kind: str, budget: float | None = None) -> Callable[
         slower = [r for r in slower if 0 < r.cpu_seconds < row.cpu_seconds]
         if slower:
             less = max(slower, key=lambda r: r.cpu_seconds)
-            why.append(f"after {less.cpu_seconds:,.0f} s it was at {100 * less.test[kind]['mean']:.1f}, so time counts")
+            before = f"after {less.cpu_seconds:,.0f} s it was at {100 * less.test[kind]['mean']:.1f}"
+            why.append(f"{before}, so time counts" if less.recipe == row.recipe else f"{before}, with another recipe")
         one = "one training" if row.seeds == 1 else ""
         return Finding(100 * entry["mean"], 100 * half(entry), row.device, "; ".join(why), one)
 

@@ -64,7 +64,7 @@ def test_a_learner_appears_when_its_record_does(shelf):
     assert findings.omniglot().rows == []
     shelf("one", **omniglot(learner("MAML", 0.943, transductive=True)))
     (row,) = findings.omniglot().rows
-    assert row == ["the MAML", "yes", "together", "94.3 ± 1.0", "–", "–", "3", "60", "one", "CPU (test)"]
+    assert row == ["the MAML", "yes", "together", "94.3 ± 1.0", "–", "–", "–", "3", "60", "one", "CPU (test)"]
     shelf("two", **omniglot(learner("ProtoNet", 0.974)))
     assert [row[0] for row in findings.omniglot().rows] == ["the MAML", "the ProtoNet"]
 
@@ -75,7 +75,35 @@ def test_what_is_not_a_test_on_omniglot_stays_out_and_equal_rows_are_one(shelf):
     shelf("one", **omniglot(learner("NearestNeighbour", 0.43, 0.0, meta=False)))
     shelf("two", **omniglot(learner("NearestNeighbour", 0.43, 0.0, meta=False)))
     (row,) = findings.omniglot().rows
-    assert row[7:9] == ["–", "one"]
+    assert row[8:10] == ["–", "one"]
+
+
+def test_a_learner_that_was_asked_both_ways_has_a_row_of_each_kind(shelf):
+    row = {**learner("MAML", 0.95, transductive=True), "seeds": 2, "alone": {"5w1s": score(0.80), "20w5s": None}}
+    shelf("both", **omniglot(row))
+    together, alone = findings.omniglot_rows()
+    assert (together.transductive, together.test["5w1s"]["mean"]) == (True, 0.95)
+    assert (alone.transductive, alone.test["5w1s"]["mean"]) == (False, 0.80)
+    assert together.seeds == alone.seeds == 2
+    assert [each[2] for each in findings.omniglot().rows] == ["together", "alone"]
+    assert findings.best("MAML", "5w1s") == together
+
+
+def test_time_explains_a_distance_only_between_rows_of_one_recipe(shelf):
+    shelf("short", **omniglot(learner("MAML", 0.90, 60.0)))
+    shelf("long", **omniglot(learner("MAML", 0.94, 600.0)))
+    (why,) = (row[4] for row in findings.aims().rows if row[0].startswith("MAML, Omniglot"))
+    assert why.endswith("after 60 s it was at 90.0, so time counts")
+    shelf("other", **omniglot({**learner("MAML", 0.96, 900.0), "recipe": "long"}))
+    (why,) = (row[4] for row in findings.aims().rows if row[0].startswith("MAML, Omniglot"))
+    assert why.endswith("after 600 s it was at 94.0, with another recipe")
+
+
+def test_twenty_ways_and_five_shots_have_a_column_and_a_published_figure(shelf):
+    shelf("one", **omniglot(learner("ProtoNet", 0.98, kind="20w5s")))
+    table = findings.omniglot()
+    assert table.rows[0][table.head.index("20w5s")] == "98.0 ± 1.0"
+    assert findings.gaps().rows[0][1:5] == ["20w5s", "98.0 ± 1.0", "98.9", "0.9"]
 
 
 def test_the_gap_is_that_of_the_best_row_to_the_figure_of_its_kind(shelf):

@@ -111,7 +111,7 @@ def test_a_learner_of_the_few_alphabets_reads_drawings_of_either_size(omniglot, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ProtoNet", "omniglot", "many-alphabets"), "no recipe 'many-alphabets'.*few-alphabets, published"),
+        (("ProtoNet", "omniglot", "many-alphabets"), "no recipe 'many-alphabets'.*few-alphabets, long, published"),
         (("MAML", "omniglot", "few-alphabets"), "is not for MAML on omniglot.*ProtoNet on omniglot"),
         (("ProtoNet", "glyphs", "few-alphabets"), "is not for ProtoNet on glyphs"),
     ],
