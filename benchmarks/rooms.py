@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from control import summary
 from tqdm import tqdm
 
 from metabook import fit, presets, results, seed_everything
 from metabook.rl import RL2, EnvTasks, Memoryless, TaskBelief, Tasks, Walker
 from metabook.rl.rooms import MOVES, first_right
-from metabook.training import ci95
 
 WORK = presets.work("rooms")
 EPISODES, BATCH, HORIZON, COLOURS, LARGER = 3, 96, 16, 3, 6
@@ -139,20 +139,6 @@ def learnt_alone(seed: int, lr: float, updates: int) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_(agent.parameters(), 1.0)
         optimiser.step()
     return {"curve": curve}
-
-
-def summary(scores: list[Any]) -> list[dict[str, Any]]:
-    """Of every episode: mean, intervals over tasks and over seeds; ``scores [seeds, tasks, episodes]``."""
-    each = np.moveaxis(np.array(scores), 2, 0)
-    return [
-        {
-            "mean": float(x.mean()),
-            "ci95": ci95(x.mean(0)),
-            "seeds_ci95": ci95(x.mean(1)) if len(x) > 1 else None,
-            "seed_means": x.mean(1).tolist(),
-        }
-        for x in each
-    ]
 
 
 def summaries(runs: list[dict[str, Any]]) -> dict[str, Any]:
