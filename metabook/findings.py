@@ -555,7 +555,7 @@ def _text(data: str, shots: str) -> Callable[[], Finding | None]:
         rows = {row["learner"]: row for row in record["rows"] if shots in row["test"]}
         if "LLMPrototypes" not in rows:
             return None
-        row = rows.get("Whitened", rows["LLMPrototypes"])  # the same frozen model; how it is read is its better way
+        row = rows.get("Whitened", rows["LLMPrototypes"])  # the aim is about the model, not about one way to read it
         entry, why = row["test"][shots], []
         if row["learner"] == "Whitened":
             single = rows["LLMPrototypes"]["test"][shots]["mean"]

@@ -206,3 +206,19 @@ def test_aims_without_a_record_are_not_measured(shelf):
     maml = rows["MAML, Omniglot 5w1s, 242 characters, 60 CPU minutes"]
     assert maml[2] == "not reached, the interval holds the bound"
     assert "25% of the time it was to have" in maml[3]
+
+
+def test_the_frozen_model_is_judged_by_the_better_way_to_read_it(shelf):
+    def row(name, mean):
+        return {"learner": name, "label": name, "meta": False, "test": {"1": score(mean)}}
+
+    def verdict():
+        return next(row for row in findings.aims().rows if row[0] == "frozen LLM prototypes, BANKING77 1-shot")
+
+    settings = {"data": "banking77", "split": 1}
+    shelf("intents_banking77", settings=settings, rows=[row("LLMPrototypes", 0.70), row("TFIDF", 0.60)])
+    assert (verdict()[3], verdict()[4]) == ("not reached", "+10.0 points against TF-IDF on the same tasks")
+    both = [row("LLMPrototypes", 0.70), row("Whitened", 0.80), row("TFIDF", 0.60)]
+    shelf("intents_banking77", settings=settings, rows=both)
+    assert verdict()[3] == "reached"
+    assert verdict()[4].startswith("several layers, whitened on training classes; one layer without labels 70.0")
