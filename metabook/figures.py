@@ -15,11 +15,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -61,6 +64,21 @@ STYLE: dict[str, Any] = {
 """Matplotlib settings of the book, applied when this module is imported."""
 
 plt.style.use(STYLE)
+
+
+def _own_fonts() -> None:
+    """Make sure that matplotlib knows the fonts that ship with it.
+
+    Its list of fonts is kept for the user, not for the installation, and has been seen to lack them: letters of a
+    formula then come from a font of the system, upright and out of their order.
+    """
+    known = {entry.fname for entry in font_manager.fontManager.ttflist}
+    for font in sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("DejaVuSans*.ttf")):
+        if str(font) not in known:
+            font_manager.fontManager.addfont(font)
+
+
+_own_fonts()
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _LINES = ("-", "--", "-.", ":")

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 
 from metabook import figures
 from metabook.episodes import Episodes
@@ -130,7 +131,13 @@ def test_ids_differ_between_figures_and_all_references_resolve() -> None:
         assert targets <= own
 
 
-def test_letters_of_a_formula_follow_each_other_in_the_pages_font() -> None:
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole list", "list without matplotlib's fonts"])
+def test_letters_of_a_formula_follow_each_other_in_the_pages_font(damaged, monkeypatch) -> None:
+    if damaged:
+        manager = font_manager.fontManager
+        monkeypatch.setattr(manager, "ttflist", [each for each in manager.ttflist if "mpl-data" not in each.fname])
+        manager._findfont_cached.cache_clear()
+        figures._own_fonts()
     spans = [e for e in svg(figures.show(line_plot(), alt="lines")).iter() if e.tag.endswith("tspan")]
     assert [span.get("x") is not None for span in spans] == [True] + [False] * (len(spans) - 1)
     assert any(float(span.get("dy", "0")) > 0 for span in spans)  # the subscript
