@@ -6,8 +6,8 @@ learner is the best of four on validation tasks. Finished parts are kept under `
 interrupted benchmark goes on where it was; ``--fresh`` starts anew.
 
     python benchmarks/families.py --data sinusoids --budget 15 --jobs 2
-    python benchmarks/families.py --data glyphs --budget 30 --jobs 2
-    METABOOK_DATA=~/data python benchmarks/families.py --data omniglot --background small1+small2 --budget 30 --jobs 2
+    python benchmarks/families.py --data glyphs --budget 20 --jobs 2
+    METABOOK_DATA=~/data python benchmarks/families.py --data omniglot --background small1+small2 --budget 60 --jobs 2
 """
 
 from __future__ import annotations
