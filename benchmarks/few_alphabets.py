@@ -4,11 +4,14 @@ Writes ``results/few_alphabets.json``, or the record that ``--name`` names. Firs
 first background set and judged inside those alphabets of the other small background set that it did not have (20-way
 1-shot). No evaluation alphabet is looked at. Then the best candidate, the recipe, and with ``--test-all`` the others,
 are trained on each background set by itself and tested inside each of the 20 evaluation alphabets.
-An interrupted run goes on where it was, in the middle of a training too; ``--fresh`` starts anew.
+An interrupted run goes on where it was, in the middle of a training too; ``--fresh`` starts anew. With ``--add`` the
+record keeps its selection and the tests that are not made anew; a new test says by itself how long it had, and when it
+was measured.
 
     METABOOK_DATA=~/data python benchmarks/few_alphabets.py --jobs 2
     METABOOK_DATA=~/data python benchmarks/few_alphabets.py --background small1 --select-budget 20 --budget 60 \
         --only recipe --only "no distortion" --name try_few_alphabets
+    METABOOK_DATA=~/data python benchmarks/few_alphabets.py --add --background small1 --budget 1050 --jobs 1
 """
 
 from __future__ import annotations
@@ -177,6 +180,13 @@ def row(background: str, candidate: str, runs: list[dict[str, Any]]) -> dict[str
     return {**summary, "steps": steps, "cpu_seconds": float(np.mean(seconds)), "alphabets": each}
 
 
+def joined(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier tests, each with the new one of its kind in its place, and then the other new ones."""
+    new = {(each["background"], each["candidate"]): each for each in rows}
+    kept = [new.pop((each["background"], each["candidate"]), each) for each in earlier]
+    return [*kept, *new.values()]
+
+
 def main(
     background: Annotated[list[str] | None, typer.Option(help="[default: small1 and small2, each by itself]")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A candidate; give it once for each.")] = None,
@@ -185,6 +195,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Of the trainings that are tested.")] = 1,
     tasks: Annotated[int, typer.Option(min=20, help="Of an alphabet.")] = 40,
     test_all: Annotated[bool, typer.Option("--test-all", help="Test every candidate, not only the best.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Keep the record's selection, and its other tests.")] = False,
     name: str = "few_alphabets",
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs.")] = False,
@@ -193,13 +204,21 @@ def main(
     measured = results.circumstances()
     if unknown := set(only or ()) - set(CANDIDATES):
         raise typer.BadParameter(f"{', '.join(unknown)}: take some of {', '.join(CANDIDATES)}")
+    settings = {"data": "omniglot", "ways": WAYS, "shots": 1, "tasks_an_alphabet": tasks, "threads": 1}
+    earlier = results.read(name) if add else None
+    if earlier and earlier["settings"] != settings:
+        raise typer.BadParameter(f"the record {name} has other settings: {earlier['settings']}, not {settings}")
     if fresh:
         shutil.rmtree(WORK, ignore_errors=True)
     sets, names = background or ["small1", "small2"], [each for each in CANDIDATES if not only or each in only]
     data.load("omniglot", "test")  # unpacked once, before the processes need it
     common = {"budget": select_budget, "tasks": tasks}
     jobs_of = [{"candidate": each, "background": sets[0], "selection": True, "seed": 0, **common} for each in names]
-    selection = [row(sets[0], one["candidate"], [one]) for one in run(jobs_of, WORK, jobs, "selection")]
+    selection = (
+        earlier["selection"]
+        if earlier
+        else [row(sets[0], one["candidate"], [one]) for one in run(jobs_of, WORK, jobs, "selection")]
+    )
     chosen = min(selection, key=lambda each: each["mixed"]["error"])["candidate"]
     todo = names if test_all else list(dict.fromkeys([chosen, names[0]]))
     common = {"budget": budget, "tasks": tasks}
@@ -217,7 +236,11 @@ def main(
         for on in sets
         for each in (*todo, "nearest neighbour on pixels")
     ]
-    settings = {"data": "omniglot", "ways": WAYS, "shots": 1, "tasks_an_alphabet": tasks, "threads": 1}
+    if earlier:
+        own = {"budget_cpu_seconds": budget, "seeds": seeds, "measured": measured}
+        tests = joined([{**each, **own} for each in test_rows], earlier["test"])
+        typer.echo(results.write(name, {**earlier, "test": tests}))
+        return
     budgets = {"select_budget_cpu_seconds": select_budget, "budget_cpu_seconds": budget}
     record = {"measured": measured, "settings": settings, **budgets, "seeds": list(range(seeds))}
     typer.echo(results.write(name, {**record, "selection": selection, "chosen": chosen, "test": test_rows}))

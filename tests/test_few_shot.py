@@ -1,4 +1,4 @@
-"""The benchmark of every few-shot learner: which tasks a learner is judged by, its scores and its record."""
+"""The benchmarks of few-shot learners: which tasks a learner is judged by, its scores and the records."""
 
 import importlib.util
 from pathlib import Path
@@ -13,15 +13,19 @@ from metabook.learners import MAML, NearestNeighbour, PretrainedNearestMean, Pro
 from metabook.nets import Conv4, ConvMaps, RelationHead
 from metabook.recipes import recipe
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "few_shot.py"
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+
+
+def loaded(name):
+    found = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def script():
-    found = importlib.util.spec_from_file_location("few_shot", SCRIPT)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return loaded("few_shot")
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +132,9 @@ def test_a_record_made_in_parts_keeps_the_rows_that_are_not_measured_now(script)
     assert rows == [earlier[1], new[1], new[0]]  # one row for each learner and budget
     with pytest.raises(ValueError, match="other settings"):
         script.joined([], {"settings": {"data": "glyphs"}, "rows": []}, settings)
+
+
+def test_a_new_test_of_the_few_alphabets_takes_the_place_of_the_old_one():
+    earlier = [{"background": on, "candidate": "recipe", "n": 1} for on in ("small1", "small2")]
+    new = [{"background": "small2", "candidate": each, "n": 2} for each in ("recipe", "one view")]
+    assert loaded("few_alphabets").joined(new, earlier) == [earlier[0], *new]
