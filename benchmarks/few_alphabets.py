@@ -180,10 +180,15 @@ def row(background: str, candidate: str, runs: list[dict[str, Any]]) -> dict[str
     return {**summary, "steps": steps, "cpu_seconds": float(np.mean(seconds)), "alphabets": each}
 
 
-def joined(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Earlier tests, each with the new one of its kind in its place, and then the other new ones."""
-    new = {(each["background"], each["candidate"]): each for each in rows}
-    kept = [new.pop((each["background"], each["candidate"]), each) for each in earlier]
+def joined(rows: list[dict[str, Any]], earlier: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tests of an earlier record, and the new ones behind them or in the place of those with the same budget."""
+
+    def kind(each: dict[str, Any]) -> tuple[Any, ...]:
+        budget = each.get("budget_cpu_seconds", earlier["budget_cpu_seconds"]) if any(each["steps"]) else None
+        return each["background"], each["candidate"], budget
+
+    new = {kind(each): each for each in rows}
+    kept = [new.pop(kind(each), each) for each in earlier["test"]]
     return [*kept, *new.values()]
 
 
@@ -238,7 +243,7 @@ def main(
     ]
     if earlier:
         own = {"budget_cpu_seconds": budget, "seeds": seeds, "measured": measured}
-        tests = joined([{**each, **own} for each in test_rows], earlier["test"])
+        tests = joined([{**each, **own} for each in test_rows], earlier)
         typer.echo(results.write(name, {**earlier, "test": tests}))
         return
     budgets = {"select_budget_cpu_seconds": select_budget, "budget_cpu_seconds": budget}

@@ -134,7 +134,12 @@ def test_a_record_made_in_parts_keeps_the_rows_that_are_not_measured_now(script)
         script.joined([], {"settings": {"data": "glyphs"}, "rows": []}, settings)
 
 
-def test_a_new_test_of_the_few_alphabets_takes_the_place_of_the_old_one():
-    earlier = [{"background": on, "candidate": "recipe", "n": 1} for on in ("small1", "small2")]
-    new = [{"background": "small2", "candidate": each, "n": 2} for each in ("recipe", "one view")]
-    assert loaded("few_alphabets").joined(new, earlier) == [earlier[0], *new]
+def test_a_new_test_of_the_few_alphabets_stands_beside_those_of_other_budgets():
+    def tested(candidate, n, steps=4, **budget):
+        return {"background": "small1", "candidate": candidate, "steps": [steps], "n": n, **budget}
+
+    earlier = [tested("recipe", 1), tested("recipe", 1, budget_cpu_seconds=5), tested("pixels", 1, steps=0)]
+    new = [tested("recipe", 2, budget_cpu_seconds=9), tested("recipe", 2, budget_cpu_seconds=7)]
+    new += [tested("pixels", 2, steps=0, budget_cpu_seconds=7)]
+    rows = loaded("few_alphabets").joined(new, {"budget_cpu_seconds": 9, "test": earlier})
+    assert rows == [new[0], earlier[1], new[2], new[1]]
